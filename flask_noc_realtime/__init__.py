@@ -1,0 +1,33 @@
+"""Real time for Flask: live streams from a legacy synchronous app."""
+
+from __future__ import annotations
+
+from .auth import Identity
+from .emit import Emitter
+from .errors import (
+    BrokerUnavailable,
+    ConfigError,
+    EventError,
+    NocRealtimeError,
+    ParameterError,
+    PayloadTooLarge,
+    UnknownTypeError,
+)
+from .event import Event
+from .extension import NocRealtime
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BrokerUnavailable",
+    "ConfigError",
+    "Event",
+    "EventError",
+    "Emitter",
+    "Identity",
+    "NocRealtime",
+    "NocRealtimeError",
+    "ParameterError",
+    "PayloadTooLarge",
+    "UnknownTypeError",
+]

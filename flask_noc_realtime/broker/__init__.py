@@ -1,0 +1,52 @@
+"""The contract between brokers and the hub.
+
+A broker gives every published record one position in one total order, keeps the newest ones,
+and feeds each process's hub from a single subscription.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..eventlog import Entry
+
+
+class Sink(Protocol):
+    """Where a broker delivers; the hub is one."""
+
+    def deliver(self, entries: Sequence[Entry]) -> None:
+        """Take entries that follow, without a hole, what was taken before."""
+
+    def restart(self, base: str, entries: Sequence[Entry]) -> None:
+        """Take a history that starts just after *base* and continues nothing taken before."""
+
+
+class Broker(Protocol):
+    """What carries events from emitters to hubs. Every method is thread-safe."""
+
+    shared: bool
+    """Whether events reach other processes."""
+
+    def publish(self, record: bytes, key: str, *, again: bool = False) -> str:
+        """Append *record* to the total order and return its position.
+
+        :param key: unique to the event, so that a second attempt can be recognised.
+        :param again: an earlier attempt may have succeeded unnoticed; publish at most once.
+        :raises BrokerUnavailable: when nothing is known to be published; try *again*.
+        """
+
+    def ping(self) -> None:
+        """Return when the broker would take an event.
+
+        :raises BrokerUnavailable: when it would not.
+        """
+
+    def start(self, sink: Sink, timeout: float) -> bool:
+        """Begin feeding *sink*, waiting up to *timeout* seconds for the history.
+
+        Return whether it arrived; otherwise it follows when the broker is reached.
+        """
+
+    def close(self) -> None:
+        """Stop feeding, and release connections."""

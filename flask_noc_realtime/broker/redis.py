@@ -1,0 +1,335 @@
+"""Events through Redis: a capped stream is the order and the history, pub/sub the live path."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.cluster import RedisCluster
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from ..errors import BrokerUnavailable, ConfigError, EventError
+from ..eventlog import Entry
+from . import Sink
+
+# One entry that carries no event opens every stream, so that a position can always be found.
+# Each message names its predecessor: a hole shows with the next message, whatever made it.
+_PUBLISH = """
+local log, channel = KEYS[1], KEYS[2]
+local record, key, cap, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if again == '1' then
+  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', cap)) do
+    if entry[2][4] == key then return entry[1] end
+  end
+end
+local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+local before
+if last[1] then before = last[1][1] else before = redis.call('XADD', log, '*', 'r', '', 'k', '') end
+local position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
+redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
+return position
+"""
+_FOUND = """
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('XADD', KEYS[1], '*', 'r', '', 'k', '') end
+return 1
+"""
+
+_PAGE = 500
+_IDLE_CHECK = 15.0
+_BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+_logger = logging.getLogger("flask_noc_realtime")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisOptions:
+    """How a broker uses Redis.
+
+    :param namespace: prefix of the keys and the channel.
+    :param history_events: entries Redis keeps, about, and a process loads at most.
+    :param history_bytes: bytes of records a process loads at most.
+    :param timeout: seconds to connect, and to wait for an answer.
+    """
+
+    namespace: str = "noc"
+    history_events: int = 10_000
+    history_bytes: int = 64 * 1024 * 1024
+    timeout: float = 1.0
+
+
+class RedisBroker:
+    """Publishes with one atomic script, and follows with one subscription per process.
+
+    :param url: ``redis://``, ``rediss://``, ``unix://``,
+        ``redis+sentinel://host:port,host:port/service/db`` or ``redis+cluster://host:port``
+        (``rediss+...`` for TLS).
+    :raises ConfigError: when the URL is of none of these forms. Nothing is connected yet.
+    """
+
+    shared = True
+
+    def __init__(self, url: str, options: RedisOptions) -> None:
+        self._options = options
+        # The name in braces puts every key on one slot of a Redis Cluster.
+        self._log_key = f"{{{options.namespace}}}:log"
+        self._channel = f"{{{options.namespace}}}:events"
+        self._where = _without_secret(url)
+        self._connect = client_factory(url, options.timeout)
+        self._publish: Any | None = None
+        self._reader: Any | None = None
+        self._sink: Sink | None = None
+        self._newest: str | None = None
+        self._loaded = threading.Event()
+        self._closed = threading.Event()
+        self._pubsub: Any | None = None
+        self._down = False
+        self._failures = 0
+
+    def publish(self, record: bytes, key: str, *, again: bool = False) -> str:
+        try:
+            return self._publish_once(record, key, again)
+        except redis.TimeoutError as error:
+            raise self._unavailable(error) from error
+        except (redis.RedisError, OSError):
+            # A connection Redis closed meanwhile says nothing about Redis now.
+            pass
+        try:
+            return self._publish_once(record, key, True)
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def ping(self) -> None:
+        try:
+            self._publish_script().registered_client.ping()
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def start(self, sink: Sink, timeout: float) -> bool:
+        self._sink = sink
+        threading.Thread(target=self._run, name="noc-realtime-subscription", daemon=True).start()
+        return self._loaded.wait(timeout)
+
+    def close(self) -> None:
+        self._closed.set()
+        pubsub = self._pubsub
+        if pubsub is not None:
+            try:
+                pubsub.unsubscribe()
+            except (redis.RedisError, OSError, RuntimeError):
+                pass
+
+    def _publish_script(self) -> Any:
+        if self._publish is None:
+            # redis-py's retries would publish twice when only the answer was lost.
+            client = self._connect(Retry(NoBackoff(), 0))
+            self._publish = client.register_script(_PUBLISH)
+        return self._publish
+
+    def _publish_once(self, record: bytes, key: str, again: bool) -> str:
+        position: bytes = self._publish_script()(
+            keys=[self._log_key, self._channel],
+            args=[record, key, self._options.history_events, int(again)],
+        )
+        return position.decode()
+
+    def _unavailable(self, error: Exception) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"Redis at {self._where} does not answer ({type(error).__name__}: {error}); "
+            "check that it runs and that NOC_REALTIME_URL is right"
+        )
+
+    # The subscription.
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._follow()
+            except (redis.RedisError, OSError) as error:
+                self._log_down(error)
+            except Exception:
+                _logger.exception("The subscription stumbled; it starts again.")
+            self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
+            self._failures += 1
+
+    def _follow(self) -> None:
+        """Subscribe and deliver until the connection breaks.
+
+        Whatever redis-py reconnects by itself shows as one more confirmation of the
+        subscription, and every confirmation reads what was missed before going on.
+        """
+        if self._reader is None:
+            self._reader = self._connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
+        with self._reader.pubsub() as pubsub:
+            self._pubsub = pubsub
+            pubsub.subscribe(self._channel)
+            while not self._closed.is_set():
+                message = pubsub.get_message(timeout=_IDLE_CHECK)
+                if message is None:
+                    self._catch_up()
+                elif message["type"] == "message":
+                    self._take(message["data"])
+                elif message["type"] == "subscribe":
+                    self._catch_up()
+                    self._log_up()
+
+    def _log_down(self, error: Exception) -> None:
+        if not self._down and not self._closed.is_set():
+            self._down = True
+            _logger.error(
+                "%s. The app serves on; streams get what they miss when Redis is back.",
+                self._unavailable(error),
+            )
+
+    def _log_up(self) -> None:
+        self._failures = 0
+        if self._down:
+            self._down = False
+            _logger.warning("Redis at %s answers again.", self._where)
+
+    def _take(self, message: bytes) -> None:
+        head, _, record = message.partition(b"\n")
+        before, _, position = head.decode("ascii", "replace").partition(" ")
+        if self._newest is not None and _order(position) <= _order(self._newest):
+            return
+        if before != self._newest:
+            self._catch_up()
+            return
+        self._newest = position
+        self._deliver([(position, record)])
+
+    def _catch_up(self) -> None:
+        """Read what follows the newest entry, or all there is when that one is gone."""
+        while self._newest is not None:
+            rows = self._range(self._newest, "+", _PAGE)
+            if not rows or rows[0][0] != self._newest:
+                self._load()
+                return
+            self._newest = rows[-1][0]
+            self._deliver(rows[1:])
+            if len(rows) < _PAGE:
+                return
+        self._load()
+
+    def _load(self) -> None:
+        """Replace the history by what Redis has, newest first up to the bounds."""
+        assert self._sink is not None and self._reader is not None
+        self._reader.eval(_FOUND, 1, self._log_key)
+        rows: list[tuple[str, bytes]] = []
+        room = self._options.history_bytes
+        while len(rows) <= self._options.history_events and room > 0:
+            page = self._range(f"({rows[-1][0]}" if rows else "+", "-", _PAGE, reverse=True)
+            rows += page
+            room -= sum(len(record) for _, record in page)
+            if len(page) < _PAGE:
+                break
+        rows = rows[: self._options.history_events + 1]
+        rows.reverse()
+        if not rows:
+            raise redis.ConnectionError("the event log vanished while it was read")
+        self._newest = rows[-1][0]
+        self._sink.restart(rows[0][0], list(_entries(rows[1:])))
+        self._loaded.set()
+
+    def _range(
+        self, first: str, last: str, limit: int, *, reverse: bool = False
+    ) -> list[tuple[str, bytes]]:
+        assert self._reader is not None
+        read = self._reader.xrevrange if reverse else self._reader.xrange
+        rows = read(self._log_key, first, last, limit)
+        return [(position.decode(), fields.get(b"r", b"")) for position, fields in rows]
+
+    def _deliver(self, rows: list[tuple[str, bytes]]) -> None:
+        assert self._sink is not None
+        entries = list(_entries(rows))
+        if entries:
+            self._sink.deliver(entries)
+
+
+def client_factory(url: str, timeout: float) -> Callable[[Retry], Any]:
+    """Return what makes redis-py clients for *url*; nothing is connected yet.
+
+    :raises ConfigError: when *url* is not understood.
+    """
+    options = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": _IDLE_CHECK,
+    }
+    scheme, _, kind = urlsplit(url).scheme.partition("+")
+    plain = url.replace(f"+{kind}://", "://", 1) if kind else url
+    try:
+        if scheme in ("redis", "rediss", "unix") and not kind:
+            redis.connection.parse_url(url)
+            return lambda retry: redis.Redis.from_url(url, retry=retry, **options)
+        if scheme in ("redis", "rediss") and kind == "cluster":
+            redis.connection.parse_url(plain)
+            return lambda retry: RedisCluster.from_url(plain, retry=retry, **options)
+        if scheme in ("redis", "rediss") and kind == "sentinel":
+            return _sentinel(url, {**options, "ssl": scheme == "rediss"})
+    except ValueError as error:
+        raise ConfigError(f"NOC_REALTIME_URL is {_without_secret(url)!r}: {error}.") from error
+    raise ConfigError(
+        f"NOC_REALTIME_URL is {_without_secret(url)!r}; use memory://, redis://, rediss://, "
+        "unix://, redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port."
+    )
+
+
+def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
+    parts = urlsplit(url)
+    secret, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = secret.partition(":")
+    service, _, db = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("name the service: redis+sentinel://host:port,host:port/service/db")
+    sentinels = []
+    for host in hosts.split(","):
+        name, _, port = host.rpartition(":")
+        sentinels.append((name.strip("[]"), int(port)) if name else (host, 26379))
+    if user:
+        options["username"] = unquote(user)
+    if password:
+        options["password"] = unquote(password)
+    sentinel_password = parse_qs(parts.query).get("sentinel_password", [None])[0]
+    sentinel_options = {
+        "socket_timeout": options["socket_timeout"],
+        "socket_connect_timeout": options["socket_connect_timeout"],
+        "password": sentinel_password,
+    }
+    number = int(db or 0)
+    return lambda retry: Sentinel(sentinels, sentinel_kwargs=sentinel_options).master_for(
+        service, db=number, retry=retry, **options
+    )
+
+
+def _entries(rows: list[tuple[str, bytes]]) -> Iterator[Entry]:
+    """Turn rows of the log into entries, passing over what is no event of ours."""
+    for position, record in rows:
+        if not record:
+            continue
+        try:
+            yield Entry.from_record(position, record)
+        except EventError as error:
+            _logger.error("Passed over %s in the event log: %s", position, error)
+
+
+def _order(position: str) -> tuple[int, int]:
+    """Return the order of a Redis stream id."""
+    milliseconds, _, number = position.partition("-")
+    try:
+        return int(milliseconds), int(number)
+    except ValueError:
+        return -1, -1
+
+
+def _without_secret(url: str) -> str:
+    """Return *url* as it may be shown in a log."""
+    parts = urlsplit(url)
+    hosts = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{hosts}{parts.path}"

@@ -1,0 +1,139 @@
+"""The configuration, read once from `app.config` into a frozen object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ConfigError
+from .hub import HubOptions
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
+_PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]+)+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every `NOC_REALTIME_*` key.
+
+    :ivar url: where events travel: ``memory://`` (one process) or any Redis URL.
+    :ivar prefix: the path of the blueprint.
+    :ivar allow_anonymous: serve streams to clients without an identity.
+    :ivar heartbeat: seconds of silence on a stream at most.
+    :ivar retry: seconds until a browser reconnects, on average.
+    :ivar history_events: events kept for replay, in Redis and in each process.
+    :ivar history_bytes: bytes of events kept in each process.
+    :ivar max_event_bytes: bytes of one encoded event at most.
+    :ivar max_lag: seconds an overloaded worker may let live streams fall behind before it
+        resets them.
+    :ivar transport: ``auto``, ``detached`` or ``portable``.
+    :ivar namespace: prefix of every Redis key and channel, so that apps share a Redis.
+    :ivar emit_errors: ``log`` queues what the broker does not take; ``raise`` raises.
+    :ivar queue_events: events queued while the broker is away, at most.
+    :ivar queue_bytes: bytes queued while the broker is away, at most.
+    :ivar strict_types: refuse event types nobody registered.
+    """
+
+    url: str = "memory://"
+    prefix: str = "/api/v1/events"
+    allow_anonymous: bool = False
+    heartbeat: float = 15.0
+    retry: float = 3.0
+    history_events: int = 10_000
+    history_bytes: int = 64 * 1024 * 1024
+    max_event_bytes: int = 256 * 1024
+    max_lag: float = 2.0
+    transport: str = "auto"
+    namespace: str = "noc"
+    emit_errors: str = "log"
+    queue_events: int = 10_000
+    queue_bytes: int = 16 * 1024 * 1024
+    strict_types: bool = True
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
+        """Read the keys, accepting strings as environment variables carry them.
+
+        :raises ConfigError: naming the key, its value and what it takes.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            key = key_of(field.name)
+            if key in mapping:
+                values[field.name] = _convert(key, mapping[key], type(field.default))
+        config = cls(**values)
+        config._check()
+        return config
+
+    @property
+    def hub_options(self) -> HubOptions:
+        """What the hub needs to know."""
+        return HubOptions(
+            history_events=self.history_events,
+            history_bytes=self.history_bytes,
+            max_lag=self.max_lag,
+            heartbeat=self.heartbeat,
+            retry=self.retry,
+        )
+
+    def _check(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise _wrong(name, getattr(self, name), f"one of {', '.join(choices)}")
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise _wrong(name, getattr(self, name), f"a number of at least {least}")
+        if not _PREFIX.fullmatch(self.prefix):
+            raise _wrong("prefix", self.prefix, "a path such as '/api/v1/events'")
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise _wrong("namespace", self.namespace, "letters, digits and _ . : -")
+
+
+_CHOICES = {
+    "transport": ("auto", "detached", "portable"),
+    "emit_errors": ("log", "raise"),
+}
+_LEAST = {
+    "heartbeat": 0.1,
+    "retry": 0.0,
+    "history_events": 1,
+    "history_bytes": 1,
+    "max_event_bytes": 64,
+    "max_lag": 0.1,
+    "queue_events": 0,
+    "queue_bytes": 0,
+}
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def key_of(name: str) -> str:
+    """Return the config key of a field: ``NOC_REALTIME_HEARTBEAT`` for ``heartbeat``."""
+    return f"NOC_REALTIME_{name.upper()}"
+
+
+def _convert(key: str, value: Any, kind: type) -> Any:
+    if kind is bool:
+        word = _WORDS.get(str(value).lower())
+        if word is None:
+            raise ConfigError(f"{key} is {value!r}; use True or False.")
+        return word
+    if kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{key} is {value!r}; use a str.")
+        return value
+    try:
+        if isinstance(value, bool) or kind(value) != float(value):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        noun = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{key} is {value!r}; use {noun}.") from None
+
+
+def _wrong(name: str, value: Any, wanted: str) -> ConfigError:
+    return ConfigError(f"{key_of(name)} is {value!r}; use {wanted}.")

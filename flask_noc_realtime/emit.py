@@ -1,0 +1,192 @@
+"""Emitting: from a service to the broker, without ever breaking or holding up the service."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import count
+from typing import Any, NamedTuple
+
+from .broker import Broker
+from .errors import BrokerUnavailable
+from .event import Catalogue, Event
+
+_BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+_logger = logging.getLogger("flask_noc_realtime")
+
+
+@dataclass(frozen=True, slots=True)
+class EmitOptions:
+    """How an emitter treats events and outages.
+
+    :param max_event_bytes: bytes of one encoded event at most.
+    :param queue_events: events queued during an outage at most.
+    :param queue_bytes: bytes queued during an outage at most.
+    :param raises: raise `BrokerUnavailable` instead of queueing.
+    """
+
+    max_event_bytes: int = 256 * 1024
+    queue_events: int = 10_000
+    queue_bytes: int = 16 * 1024 * 1024
+    raises: bool = False
+
+
+class _Queued(NamedTuple):
+    record: bytes
+    key: str
+    again: bool
+
+
+class Emitter:
+    """Publishes events in order; while the broker is away it queues them.
+
+    The first failed publish opens the circuit: from then on an emit only appends to the
+    queue, and one courier thread publishes from it until the broker is back and the queue is
+    empty. What exceeds the queue is dropped, oldest first, counted, and logged once an outage.
+    """
+
+    def __init__(self, broker: Broker, catalogue: Catalogue, options: EmitOptions) -> None:
+        self.dropped = 0
+        self._broker = broker
+        self._catalogue = catalogue
+        self._options = options
+        self._name = secrets.token_hex(8)
+        self._numbers = count(1)
+        self._lock = threading.Lock()
+        self._queue: deque[_Queued] = deque()
+        self._queue_bytes = 0
+        self._open = False
+        self._complained = False
+        self._idle = threading.Event()
+        self._idle.set()
+        self._closing = threading.Event()
+
+    @property
+    def queued(self) -> int:
+        """How many events wait for the broker."""
+        return len(self._queue)
+
+    def emit(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        permissions: Collection[str] | None = None,
+        user_id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> str | None:
+        """Publish an event; return its position, or None when it is queued.
+
+        :raises EventError: when the event itself is wrong; nothing is published.
+        :raises BrokerUnavailable: only when the options say so.
+        """
+        self._catalogue.check(type)
+        now = timestamp or datetime.now(timezone.utc)
+        event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
+        record = event.record(self._options.max_event_bytes)
+        key = f"{self._name}-{next(self._numbers)}"
+        if self._open:
+            return self._postpone(record, key, again=False)
+        try:
+            return self._broker.publish(record, key)
+        except BrokerUnavailable as error:
+            self._log_outage(error)
+            return self._postpone(record, key, again=True)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait up to *timeout* seconds until nothing is queued; return whether that is so."""
+        return self._idle.wait(timeout)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Give the queue *timeout* seconds, then drop and count the rest."""
+        if self._queue:
+            self.flush(timeout)
+        self._closing.set()
+        with self._lock:
+            lost = len(self._queue)
+            self._queue.clear()
+            self._queue_bytes = 0
+            self.dropped += lost
+        if lost:
+            _logger.error("%d events were dropped: the process ended during an outage.", lost)
+
+    def _log_outage(self, error: BrokerUnavailable) -> None:
+        with self._lock:
+            first, self._open = not self._open, True
+        if first:
+            _logger.error(
+                "The broker does not take events: %s. %s",
+                error,
+                "Emits raise until it is back."
+                if self._options.raises
+                else "They are queued and published in order when it is back.",
+            )
+
+    def _postpone(self, record: bytes, key: str, *, again: bool) -> None:
+        raises = self._options.raises
+        with self._lock:
+            if not raises:
+                self._enqueue(_Queued(record, key, again))
+            if self._idle.is_set():
+                self._idle.clear()
+                threading.Thread(
+                    target=self._deliver, name="noc-realtime-courier", daemon=True
+                ).start()
+        if raises:
+            raise BrokerUnavailable(
+                "The broker is away and NOC_REALTIME_EMIT_ERRORS is 'raise'; "
+                "the event was not published."
+            )
+
+    def _enqueue(self, item: _Queued) -> None:
+        options = self._options
+        self._queue.append(item)
+        self._queue_bytes += len(item.record)
+        while self._queue and (
+            len(self._queue) > options.queue_events or self._queue_bytes > options.queue_bytes
+        ):
+            self._queue_bytes -= len(self._queue.popleft().record)
+            self.dropped += 1
+            if not self._complained:
+                self._complained = True
+                _logger.error("The emit queue is full; the oldest events are being dropped.")
+
+    def _deliver(self) -> None:
+        """Publish the queue in order until it is empty, then close the circuit."""
+        failures = 0
+        while not self._closing.is_set():
+            with self._lock:
+                item = self._queue.popleft() if self._queue else None
+            try:
+                if item is None:
+                    self._broker.ping()
+                else:
+                    self._broker.publish(item.record, item.key, again=item.again)
+            except BrokerUnavailable:
+                with self._lock:
+                    if item is not None:
+                        self._queue.appendleft(item._replace(again=True))
+                self._closing.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+                failures += 1
+                continue
+            failures = 0
+            if self._settle(item):
+                return
+
+    def _settle(self, item: _Queued | None) -> bool:
+        """Count *item* as published; return whether the outage is over."""
+        with self._lock:
+            if item is not None:
+                self._queue_bytes -= len(item.record)
+            if self._queue:
+                return False
+            self._open = self._complained = False
+            self._idle.set()
+        _logger.warning("The broker takes events again; %d were dropped so far.", self.dropped)
+        return True

@@ -1,0 +1,31 @@
+"""Errors that say what happened, whose fault it is, and what to do."""
+
+from __future__ import annotations
+
+
+class NocRealtimeError(Exception):
+    """Base of every error this package raises."""
+
+
+class ConfigError(NocRealtimeError, ValueError):
+    """A `NOC_REALTIME_*` value, or the way the extension was set up, is wrong."""
+
+
+class EventError(NocRealtimeError, ValueError):
+    """An event cannot be emitted as given; nothing was published."""
+
+
+class UnknownTypeError(EventError):
+    """The event type is not in the catalogue."""
+
+
+class PayloadTooLarge(EventError):
+    """The encoded event exceeds `NOC_REALTIME_MAX_EVENT_BYTES`."""
+
+
+class ParameterError(NocRealtimeError, ValueError):
+    """A request parameter of the stream is malformed; the client is at fault."""
+
+
+class BrokerUnavailable(NocRealtimeError, ConnectionError):
+    """The broker could not be reached; the event was not published."""

@@ -1,0 +1,249 @@
+"""Events, their catalogue of types, and the record that carries one through a broker.
+
+A record is one JSON line saying who may see the event, a newline, and the JSON envelope the
+browser gets. The first line never leaves the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Iterable
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from .errors import EventError, PayloadTooLarge, UnknownTypeError
+
+CATALOGUE = (
+    "automation.completed",
+    "automation.started",
+    "incident.created",
+    "incident.status.changed",
+    "incident.updated",
+    "log.added",
+    "notification.sent",
+    "server.status.changed",
+)
+RESERVED = ("stream.open", "stream.reset", "stream.close", "heartbeat")
+
+_TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+", re.ASCII)
+_TYPE_LIMIT = 128
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Describe something that happened, and who may see it.
+
+    :param type: dotted lower-case words, for example ``"incident.created"``.
+    :param data: anything JSON can hold; dates, UUIDs, decimals, enums and dataclasses are
+        converted.
+    :param timestamp: an aware time; naive times are refused because browsers would read them
+        in their own zone.
+    :param permissions: visible to a stream holding any of them; None is visible to all.
+    :param user_id: visible to this user only.
+    :raises EventError: naming the field that is wrong.
+    """
+
+    type: str
+    data: Any
+    timestamp: datetime
+    permissions: tuple[str, ...] | None = None
+    user_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_type(self.type)
+        if self.timestamp.tzinfo is None:
+            raise EventError(
+                f"The timestamp of {self.type!r} has no time zone; "
+                "pass datetime.now(timezone.utc) or leave it out."
+            )
+        object.__setattr__(self, "permissions", _permissions(self.permissions))
+        if self.user_id is not None and not (isinstance(self.user_id, str) and self.user_id):
+            raise EventError(
+                f"user_id is {self.user_id!r}; pass a non-empty str, or None for every user."
+            )
+
+    def envelope(self, max_bytes: int) -> bytes:
+        """Encode what the browser gets: ``{type, data, timestamp}`` as one line of UTF-8 JSON.
+
+        :raises EventError: naming the key path of a value JSON cannot hold.
+        :raises PayloadTooLarge: when it exceeds *max_bytes*.
+        """
+        stamp = self.timestamp.astimezone(timezone.utc).isoformat(timespec="microseconds")
+        body = encode_json(
+            {"type": self.type, "data": self.data, "timestamp": stamp.replace("+00:00", "Z")}
+        )
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(
+                f"The event {self.type!r} takes {len(body)} bytes and the limit is {max_bytes}. "
+                "Send a reference the browser can fetch, or raise NOC_REALTIME_MAX_EVENT_BYTES."
+            )
+        return body
+
+    def record(self, max_bytes: int) -> bytes:
+        """Encode the event for a broker; `Rule.parse` and the envelope read it back."""
+        header = json.dumps([self.type, self.permissions, self.user_id], separators=(",", ":"))
+        return header.encode() + b"\n" + self.envelope(max_bytes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """Say who may see an event. Interned: compared and hashed by identity."""
+
+    type: str
+    permissions: frozenset[str] | None
+    user_id: str | None
+
+
+@lru_cache(maxsize=4096)
+def parse_rule(header: bytes) -> Rule:
+    """Read a record's first line; equal lines usually give the same object."""
+    type, permissions, user_id = json.loads(header)
+    return Rule(type, None if permissions is None else frozenset(permissions), user_id)
+
+
+def split_record(record: bytes) -> tuple[Rule, bytes]:
+    """Split a record into its rule and its envelope.
+
+    :raises EventError: when the bytes are not a record of ours.
+    """
+    header, newline, envelope = record.partition(b"\n")
+    try:
+        rule = parse_rule(header)
+        check_type(rule.type)
+    except (ValueError, TypeError) as error:
+        raise EventError(f"Not an event record: {record[:80]!r}") from error
+    if not newline or b"\n" in envelope or b"\r" in envelope:
+        raise EventError(f"Not an event record: {record[:80]!r}")
+    return rule, envelope
+
+
+class Catalogue:
+    """The event types an app may emit."""
+
+    def __init__(self, types: Iterable[str] = CATALOGUE, *, strict: bool = True) -> None:
+        self._types = set(types)
+        self.strict = strict
+
+    def register(self, type: str) -> None:
+        """Add a type of the app's own.
+
+        :raises EventError: when it is malformed or reserved for the stream itself.
+        """
+        self._types.add(check_type(type))
+
+    def check(self, type: str) -> None:
+        """Refuse a type nobody registered.
+
+        :raises UnknownTypeError: listing the known types.
+        """
+        if type in self._types:
+            return
+        check_type(type)
+        if self.strict:
+            raise UnknownTypeError(
+                f"Unknown event type {type!r}. Known types: {', '.join(self.types())}. "
+                f"Register your own with realtime.register_type({type!r}), or set "
+                "NOC_REALTIME_STRICT_TYPES = False."
+            )
+
+    def types(self) -> tuple[str, ...]:
+        """Return the known types in alphabetical order."""
+        return tuple(sorted(self._types))
+
+
+def check_type(type: str) -> str:
+    """Return *type* if it is dotted lower-case words and not a control event.
+
+    :raises EventError: otherwise.
+    """
+    if not isinstance(type, str) or len(type) > _TYPE_LIMIT or not _TYPE.fullmatch(type):
+        raise EventError(
+            f"{type!r:.160} is not an event type; use dotted lower-case words such as "
+            f"'incident.created', at most {_TYPE_LIMIT} characters."
+        )
+    if type in RESERVED:
+        raise EventError(f"{type!r} is a control event of the stream itself; choose another name.")
+    return type
+
+
+def encode_json(value: Any) -> bytes:
+    """Encode *value* as one line of compact UTF-8 JSON.
+
+    :raises EventError: naming the key path of what JSON cannot hold.
+    """
+    try:
+        return _encoder.encode(value).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        path, reason = _culprit(value, error)
+        raise EventError(f"The event is not JSON: {path} {reason}.") from error
+
+
+def _convert(value: Any) -> Any:
+    if isinstance(value, (datetime, date)):
+        return value.isoformat()
+    if isinstance(value, (UUID, Decimal)):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_encoder = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_convert
+)
+
+
+def _culprit(value: Any, error: Exception) -> tuple[str, str]:
+    """Find the innermost part of *value* that fails on its own."""
+    if isinstance(error, RecursionError) or "Circular" in str(error):
+        return "it", "contains itself, or is nested too deeply"
+    path: list[str] = []
+    while True:
+        for name, part in _parts(value):
+            try:
+                _encoder.encode(part).encode()
+            except (TypeError, ValueError):
+                path.append(name)
+                value = part
+                break
+        else:
+            break
+    where = "".join(path).lstrip(".") or "it"
+    if isinstance(value, dict):
+        return where, "has a key that is not a string"
+    if isinstance(value, str):
+        return where, "holds half a surrogate pair, which UTF-8 cannot carry"
+    if isinstance(value, float):
+        return where, f"is {value}, which JSON does not have; send null instead"
+    return where, f"is a {type(value).__name__}; convert it to str, int, float, list or dict"
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(f".{key}", part) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{index}]", part) for index, part in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _parts(_convert(value))
+    return []
+
+
+def _permissions(value: Collection[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
+        raise EventError(
+            f"permissions is {value!r}; pass a list of non-empty strings, or None for everyone."
+        )
+    if not value:
+        # An empty list computed by mistake must not become "visible to everyone".
+        raise EventError("permissions is empty, so nobody could see the event; pass None for all.")
+    return tuple(sorted(set(value)))

@@ -1,0 +1,171 @@
+"""The extension: wires the parts to an app, and finds them again for the current one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Collection
+from typing import Any
+
+from flask import Flask, Response, current_app, g, has_app_context, request
+
+from .auth import IdentityLoader
+from .blueprint import EXTENSION, create_blueprint
+from .config import Config
+from .errors import ConfigError
+from .event import Catalogue
+from .process import Process, create_broker
+
+
+class State:
+    """What the extension keeps for one app, in ``app.extensions["noc_realtime"]``."""
+
+    def __init__(self, config: Config, extension: NocRealtime) -> None:
+        self.config = config
+        self.catalogue = Catalogue(extension._types, strict=config.strict_types)
+        self._extension = extension
+        self._lock = threading.Lock()
+        self._process: Process | None = None
+
+    @property
+    def identity_loader(self) -> IdentityLoader | None:
+        """The loader registered on the extension, if any."""
+        return self._extension._identity_loader
+
+    def process(self) -> Process:
+        """Return this process's runtime; made on first use, and anew after a fork."""
+        process = self._process
+        if process is not None and process.pid == os.getpid():
+            return process
+        with self._lock:
+            if self._process is None or self._process.pid != os.getpid():
+                self._process = Process(self.config, self.catalogue)
+            return self._process
+
+
+class NocRealtime:
+    """Turn a Flask app's incidents into live streams.
+
+    Pass the app, or call `init_app` from an app factory. One instance serves several apps.
+
+    :param app: initialised at once when given.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._types: set[str] = set(Catalogue().types())
+        self._identity_loader: IdentityLoader | None = None
+        self._states: weakref.WeakSet[State] = weakref.WeakSet()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Read the app's configuration and register the blueprint.
+
+        Nothing is connected, started or patched: that happens in the worker, on first use.
+
+        :raises ConfigError: when a ``NOC_REALTIME_*`` value is wrong, or the app was
+            initialised before.
+        """
+        if EXTENSION in app.extensions:
+            raise ConfigError(
+                f"NocRealtime was already initialised for {app.name!r}; "
+                "call NocRealtime(app) or init_app(app), and only once for each app."
+            )
+        state = State(Config.from_mapping(app.config), self)
+        create_broker(state.config)
+        app.extensions[EXTENSION] = state
+        self._states.add(state)
+        app.register_blueprint(create_blueprint(state))
+        app.before_request(_remember_position)
+        app.after_request(_show_position)
+        app.jinja_env.globals["noc_realtime_position"] = _page_position
+
+    def emit(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        permissions: Collection[str] | None = None,
+        user_id: str | None = None,
+    ) -> str | None:
+        """Send an event to every stream that may see it; return its position.
+
+        Call it after the commit of what it tells. It returns None when the broker is away:
+        the event is queued and published, in order, when it is back.
+
+        :param type: a type of the catalogue, or one of your own; see `register_type`.
+        :param data: anything JSON can hold.
+        :param permissions: visible to streams holding any of them; None is visible to all.
+        :param user_id: visible to this user only.
+        :raises EventError: when the event itself is wrong; nothing is published.
+        :raises BrokerUnavailable: only with ``NOC_REALTIME_EMIT_ERRORS = "raise"``.
+        """
+        emitter = self._state().process().emitter
+        return emitter.emit(type, data, permissions=permissions, user_id=user_id)
+
+    def register_type(self, type: str) -> None:
+        """Add an event type of your own, dotted lower-case words, for example ``link.flapped``.
+
+        :raises EventError: when it is malformed or reserved.
+        """
+        for catalogue in [Catalogue(), *(state.catalogue for state in self._states)]:
+            catalogue.register(type)
+        self._types.add(type)
+
+    def types(self) -> tuple[str, ...]:
+        """Return the known event types in alphabetical order."""
+        return tuple(sorted(self._types))
+
+    def position(self) -> str:
+        """Return the newest position this process knows.
+
+        Take it before you read the data a page shows; a stream opened from it has no hole.
+        """
+        return self._state().process().position()
+
+    def identity_loader(self, loader: IdentityLoader) -> IdentityLoader:
+        """Register the function that tells who a request comes from.
+
+        :param loader: takes the Flask request; returns an `Identity`, or None for nobody.
+        """
+        self._identity_loader = loader
+        return loader
+
+    def _state(self) -> State:
+        if has_app_context():
+            state: State | None = current_app.extensions.get(EXTENSION)
+            if state is None:
+                raise ConfigError(
+                    f"NocRealtime is not initialised for {current_app.name!r}; "
+                    "call realtime.init_app(app)."
+                )
+            return state
+        states = list(self._states)
+        if len(states) != 1:
+            raise ConfigError(
+                f"There is no application context, and {len(states)} apps use this NocRealtime, "
+                "so it is unclear which one is meant. Wrap the call in `with app.app_context():`."
+            )
+        return states[0]
+
+
+def _remember_position() -> None:
+    """Take the position before the view reads any data: later, an event could fall between."""
+    if request.blueprint != EXTENSION and request.endpoint != "static":
+        g._noc_realtime_position = current_app.extensions[EXTENSION].process().position()
+
+
+def _page_position() -> str:
+    """Return the position a stream for this page starts from."""
+    if not hasattr(g, "_noc_realtime_position"):
+        g._noc_realtime_position = current_app.extensions[EXTENSION].process().position()
+    position: str = g._noc_realtime_position
+    return position
+
+
+def _show_position(response: Response) -> Response:
+    position = g.get("_noc_realtime_position")
+    if position is not None:
+        response.headers["X-Noc-Position"] = position
+    return response

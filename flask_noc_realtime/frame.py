@@ -1,0 +1,63 @@
+"""Server-sent event framing, and the chunk framing of HTTP/1.1.
+
+WHATWG HTML, section 9.2.6: lines end in CRLF, CR or LF and in nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .errors import EventError
+from .event import encode_json
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BREAKS_FIELD = re.compile(rb"[\r\n\0]")
+
+
+def frame(
+    data: bytes, *, type: str | None = None, id: str | None = None, retry: int | None = None
+) -> bytes:
+    """Encode one event.
+
+    :param data: UTF-8; every line becomes a ``data:`` field, and empty data still dispatches.
+    :param type: the event name.
+    :param id: what the browser sends back as ``Last-Event-ID``.
+    :param retry: milliseconds until the browser reconnects.
+    :raises EventError: when *id* or *type* holds CR, LF or NUL, which would forge fields.
+    """
+    parts = []
+    if retry is not None:
+        parts.append(b"retry: %d\n" % retry)
+    if id is not None:
+        parts.append(b"id: %b\n" % _field("id", id))
+    if type is not None:
+        parts.append(b"event: %b\n" % _field("event type", type))
+    lines = (data,) if _LINE_END.search(data) is None else _LINE_END.split(data)
+    parts += [b"data: %b\n" % line for line in lines]
+    parts.append(b"\n")
+    return b"".join(parts)
+
+
+def control(
+    type: str, data: dict[str, Any], *, id: str | None = None, retry: int | None = None
+) -> bytes:
+    """Encode a control event of the stream itself, such as ``stream.open``."""
+    return frame(encode_json(data), type=type, id=id, retry=retry)
+
+
+def chunk(body: bytes) -> bytes:
+    """Wrap *body* as one chunk (RFC 9112, section 7.1); empty bodies give no chunk.
+
+    An empty chunk would end the response.
+    """
+    return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+
+
+def _field(name: str, value: str) -> bytes:
+    encoded = value.encode()
+    if _BREAKS_FIELD.search(encoded):
+        raise EventError(f"The {name} {value!r:.80} holds CR, LF or NUL; remove it.")
+    return encoded

@@ -1,0 +1,197 @@
+"""The hub: one per process, it owns the log and tells transports when there is more."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .audience import Audience
+from .broker import Broker
+from .cursor import Batch, Reader
+from .eventlog import Entry, EventLog
+from .frame import control
+
+_ARRIVAL_STEP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """How a hub keeps and sends events.
+
+    :param history_events: entries in the log.
+    :param history_bytes: bytes of frames in the log.
+    :param write_limit: bytes a stream is given at once; past some 32 KiB a send costs by size
+        and one slow sweep would make the next one slower.
+    :param max_lag: seconds a live stream may be behind before it is reset.
+    :param heartbeat: seconds of silence on a stream at most.
+    :param retry: seconds until a browser reconnects, on average.
+    :param start_timeout: seconds the first stream waits for the broker's history.
+    """
+
+    history_events: int = 10_000
+    history_bytes: int = 64 * 1024 * 1024
+    write_limit: int = 32 * 1024
+    max_lag: float = 2.0
+    heartbeat: float = 15.0
+    retry: float = 3.0
+    start_timeout: float = 1.0
+
+
+class Opening(NamedTuple):
+    """Where a stream starts.
+
+    :ivar preamble: the first bytes of the body.
+    :ivar ordinal: the cursor.
+    :ivar live_from: the cursor's value from which on the stream counts as live.
+    """
+
+    preamble: bytes
+    ordinal: int
+    live_from: int
+
+
+class Hub:
+    """Owns the log of one process, and is the sink of its only broker subscription.
+
+    Start it after the fork. All methods are thread-safe.
+    """
+
+    def __init__(self, broker: Broker, options: HubOptions) -> None:
+        self.options = options
+        self.closing = threading.Event()
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._log = EventLog(options.history_events, options.history_bytes)
+        self._reader = Reader(self._log, options.write_limit)
+        self._arrivals: deque[tuple[float, int]] = deque()
+        self._listeners: list[Callable[[], None]] = []
+        self._started = False
+
+    def start(self) -> None:
+        """Subscribe to the broker, once."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        self._broker.start(self, self.options.start_timeout)
+
+    def close(self) -> None:
+        """Stop the subscription and tell transports to end their streams."""
+        self.closing.set()
+        self._notify()
+        self._broker.close()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call *listener*, from any thread, whenever there is more to read."""
+        self._listeners.append(listener)
+
+    # What the broker calls.
+
+    def deliver(self, entries: Sequence[Entry]) -> None:
+        """Append entries that follow the log without a hole."""
+        with self._lock:
+            self._arrive()
+            for entry in entries:
+                self._log.append(entry)
+        self._notify()
+
+    def restart(self, base: str, entries: Sequence[Entry]) -> None:
+        """Replace the log: every stream there is gets a reset."""
+        with self._lock:
+            self._log.restart(base)
+            self._arrivals.clear()
+            for entry in entries:
+                self._log.append(entry)
+        self._notify()
+
+    # What transports call.
+
+    @property
+    def position(self) -> str:
+        """The newest position this process knows."""
+        with self._lock:
+            return self._log.position
+
+    @property
+    def end(self) -> int:
+        """The ordinal after the newest entry."""
+        return self._log.end
+
+    def open(self, last_position: str | None) -> Opening:
+        """Find where a stream starts: after *last_position*, or now when that is None."""
+        retry = round(self.retry() * 1000)
+        with self._lock:
+            log = self._log
+            ordinal = log.end if last_position is None else log.find(last_position)
+            if ordinal is not None:
+                position = log.position_at(ordinal)
+                data = {"position": position, "retry": retry}
+                preamble = control("stream.open", data, id=position, retry=retry)
+                return Opening(preamble, ordinal, log.end)
+            position, end = log.position, log.end
+        data = {"position": position, "retry": retry}
+        preamble = control("stream.open", data, id=position, retry=retry)
+        return Opening(preamble + reset_frame("unknown-position", position), end, end)
+
+    def read(self, audience: Audience, user_id: str | None, ordinal: int) -> Batch:
+        """Return what follows *ordinal*; *audience* is the shared one."""
+        with self._lock:
+            return self._reader.read_for(audience, user_id, ordinal)
+
+    def reset(self, reason: str) -> tuple[bytes, int]:
+        """Return the frame that sends a stream to the newest position, and its ordinal."""
+        with self._lock:
+            position, end = self._log.position, self._log.end
+        return reset_frame(reason, position), end
+
+    def heartbeat(self) -> tuple[bytes, int]:
+        """Return the heartbeat of a stream that has everything before the returned ordinal.
+
+        It carries the position: a stream whose filter hides most events would otherwise
+        reconnect from one that has left the log, and be reset having missed nothing.
+        """
+        with self._lock:
+            position, end = self._log.position, self._log.end
+        return control("heartbeat", {"position": position}, id=position), end
+
+    def horizon(self, now: float) -> int:
+        """Return the ordinal that a live stream must have passed at *now*."""
+        limit = now - self.options.max_lag
+        with self._lock:
+            self._expire_arrivals(limit)
+            oldest = self._arrivals[0] if self._arrivals else None
+            return oldest[1] if oldest is not None and oldest[0] <= limit else 0
+
+    def retry(self) -> float:
+        """Return a reconnection delay in seconds, spread so that herds do not return at once."""
+        return self.options.retry * random.uniform(0.5, 1.5)
+
+    def goodbye(self, reason: str) -> bytes:
+        """Return the last frame of a stream."""
+        retry = round(self.retry() * 1000)
+        return control("stream.close", {"reason": reason, "retry": retry}, retry=retry)
+
+    def _arrive(self) -> None:
+        now = time.monotonic()
+        if not self._arrivals or now - self._arrivals[-1][0] >= _ARRIVAL_STEP:
+            self._expire_arrivals(now - self.options.max_lag)
+            self._arrivals.append((now, self._log.end))
+
+    def _expire_arrivals(self, limit: float) -> None:
+        arrivals = self._arrivals
+        while len(arrivals) > 1 and arrivals[1][0] <= limit:
+            arrivals.popleft()
+
+    def _notify(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+def reset_frame(reason: str, position: str) -> bytes:
+    """Encode the event that tells a client to fetch everything again."""
+    return control("stream.reset", {"reason": reason, "position": position}, id=position)

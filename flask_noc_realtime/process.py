@@ -1,0 +1,118 @@
+"""What one worker process runs for one app: broker, hub, emitter and transports."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from typing import Any
+
+from .broker import Broker
+from .broker.memory import MemoryBroker
+from .config import Config
+from .emit import EmitOptions, Emitter
+from .event import Catalogue
+from .hub import Hub
+from .transport import StreamRequest
+from .transport.portable import Portable, PortableStream
+
+_logger = logging.getLogger("flask_noc_realtime")
+
+
+class Process:
+    """Belongs to the process that made it: a fork makes its own.
+
+    Nothing is connected until the first emit, and nothing subscribed until the first stream
+    or position.
+    """
+
+    def __init__(self, config: Config, catalogue: Catalogue) -> None:
+        self.pid = os.getpid()
+        self.broker = create_broker(config)
+        self.hub = Hub(self.broker, config.hub_options)
+        self.emitter = Emitter(
+            self.broker,
+            catalogue,
+            EmitOptions(
+                max_event_bytes=config.max_event_bytes,
+                queue_events=config.queue_events,
+                queue_bytes=config.queue_bytes,
+                raises=config.emit_errors == "raise",
+            ),
+        )
+        self._config = config
+        self._lock = threading.Lock()
+        self._portable = Portable(self.hub)
+        self._pump: Any | None = None
+        self._warned: set[str] = set()
+        atexit.register(self.close)
+
+    def position(self) -> str:
+        """Return the newest position this process knows."""
+        self.hub.start()
+        return self.hub.position
+
+    def stream(self, environ: dict[str, Any], request: StreamRequest) -> Any:
+        """Return the body of a stream in the transport that fits the server."""
+        if environ.get("wsgi.multiprocess") and not self.broker.shared:
+            self._warn(
+                "NOC_REALTIME_URL is memory:// and the server runs several workers: an event "
+                "reaches only the streams of the worker that emitted it. Set NOC_REALTIME_URL "
+                "to a Redis URL, or run one worker."
+            )
+        self.hub.start()
+        if self._config.transport != "portable":
+            from .transport import detached
+
+            if detached.possible(environ):
+                return detached.DetachedStream(
+                    self.hub, self._detached_pump, self._portable, request
+                )
+            if self._config.transport == "detached":
+                self._warn(
+                    "NOC_REALTIME_TRANSPORT is 'detached' and this server cannot detach; the "
+                    "stream is served portably. Run `gunicorn -k gevent` without TLS or HTTP/2 "
+                    "on the worker itself."
+                )
+        return PortableStream(self._portable, request)
+
+    def close(self) -> None:
+        """End streams with a goodbye, and release everything; runs at exit."""
+        if self.pid != os.getpid():
+            return
+        atexit.unregister(self.close)
+        if self._pump is not None:
+            self._pump.close("shutdown")
+        self.emitter.close()
+        self.hub.close()
+
+    def _detached_pump(self) -> Any:
+        with self._lock:
+            if self._pump is None:
+                from .transport.detached import Pump
+
+                self._pump = Pump(self.hub)
+            return self._pump
+
+    def _warn(self, message: str) -> None:
+        with self._lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+        _logger.warning(message)
+
+
+def create_broker(config: Config) -> Broker:
+    """Return the broker *config* names; Redis is imported only when it is meant.
+
+    :raises ConfigError: when the URL is not understood.
+    """
+    if config.url == "memory://":
+        return MemoryBroker(config.history_events, config.history_bytes)
+    from .broker.redis import RedisBroker, RedisOptions
+
+    return RedisBroker(
+        config.url,
+        RedisOptions(config.namespace, config.history_events, config.history_bytes),
+    )

@@ -1,0 +1,54 @@
+"""Transports carry a stream from its cursor to the browser.
+
+Portable works in every WSGI server and keeps a thread or greenlet for each stream. Detached
+needs gunicorn's stock gevent worker, and keeps a file descriptor and a few hundred bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ..audience import Audience
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """What a client asked for.
+
+    :ivar audience: the shared audience class.
+    :ivar user_id: whose private events the stream also carries.
+    :ivar last_position: where to resume, or None to start now.
+    """
+
+    audience: Audience
+    user_id: str | None = None
+    last_position: str | None = None
+
+
+def server_frame(module: str, function: str) -> FrameType | None:
+    """Return the server's own frame that is iterating over our response, if it is *function*."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == function and frame.f_globals.get("__name__") == module:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def gunicorn_worker() -> Any | None:
+    """Return the gunicorn worker whose stack we are on; its `alive` says when to leave."""
+    base = sys.modules.get("gunicorn.workers.base")
+    if base is None:
+        return None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name.startswith("handle"):
+            candidate = frame.f_locals.get("self")
+            if isinstance(candidate, base.Worker):
+                return candidate
+        frame = frame.f_back
+    return None

@@ -1,0 +1,500 @@
+"""The detached transport: streams that leave gunicorn's gevent worker and keep only their fd.
+
+The response is an ordinary one until the server has sent its head and the first bytes. Then
+the connection is taken over: the server is left with one end of a socketpair in place of the
+client, finishes the response into it, sees end of file, and frees its greenlet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ..audience import Audience
+from ..cursor import Batch
+from ..frame import LAST_CHUNK, chunk
+from ..hub import Hub
+from . import StreamRequest, server_frame
+from .portable import Portable, PortableStream
+
+SLICE = 0.001
+"""Seconds of sends after which the pump lets the event loop run."""
+
+_RUN = 32
+_TICK = 0.25
+_SPREAD = 0.8
+_UNSENT_LIMIT = 128 * 1024
+_TCP_NOTSENT_LOWAT = 25
+# <sys/epoll.h>; gevent's patching removes the names from `select`.
+_EPOLLOUT = 0x004
+_GONE = 0x008 | 0x010 | 0x2000
+
+_logger = logging.getLogger("flask_noc_realtime")
+
+
+class Stream:
+    """One detached connection. The pump owns it; only the pump writes to `fd`.
+
+    `fd` is -1 once closed; a number that was closed may be another client's by now.
+    """
+
+    __slots__ = ("cursor", "fd", "lane", "live_from", "rest", "touched", "user_id")
+
+    def __init__(self, fd: int, lane: Lane, user_id: str | None, cursor: int, live_from: int):
+        self.fd = fd
+        self.lane = lane
+        self.user_id = user_id
+        self.cursor = cursor
+        self.live_from = live_from
+        self.rest: memoryview | None = None
+        self.touched = 0.0
+
+
+class Lane:
+    """The streams that are sent the same bytes: one audience class in one framing."""
+
+    __slots__ = ("audience", "chunked", "streams")
+
+    def __init__(self, audience: Audience, chunked: bool) -> None:
+        self.audience = audience
+        self.chunked = chunked
+        self.streams: dict[Stream, None] = {}
+
+    def wrap(self, body: bytes) -> bytes:
+        """Frame *body* as the response head announced."""
+        return chunk(body) if self.chunked else body
+
+
+class Taken(NamedTuple):
+    """A connection that was taken over.
+
+    :ivar fd: the client.
+    :ivar chunked: whether the head announced chunks.
+    :ivar sink: the far end of what the server was left with.
+    """
+
+    fd: int
+    chunked: bool
+    sink: socket.socket
+
+
+_NOTHING = Batch(b"", 0, 0)
+
+
+class Pump:
+    """Sweeps the detached streams of one process, in slices between turns of the event loop.
+
+    The sweep rolls: each slice reads the log anew, so that an event is on every stream within
+    one round of the streams, not two. A write is capped in bytes, which bounds the round, and
+    what a slow client does not take waits for it while the others go on. Everything runs in
+    the thread of the event loop; only `wake` may be called from elsewhere.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        import gevent
+
+        self._gevent = gevent
+        self._hub = hub
+        self._loop = gevent.get_hub().loop
+        self._lanes: dict[tuple[Audience, bool], Lane] = {}
+        self._blocked: set[Stream] = set()
+        self._by_fd: dict[int, Stream] = {}
+        self._sweeping = False
+        self._behind = False
+        self._epoll = _unpatched("select", "epoll")()
+        self._ready = self._loop.io(self._epoll.fileno(), 1, ref=False)
+        self._ready.start(self._on_ready)
+        self._woken = self._loop.async_(ref=False)
+        self._woken.start(self._on_woken)
+        self._beats: dict[int, list[Stream]] = {}
+        self._beat_timer: Any | None = None
+        hub.listen(self.wake)
+
+    @property
+    def streams(self) -> int:
+        """How many streams there are."""
+        return len(self._by_fd)
+
+    def add(self, taken: Taken, request: StreamRequest, cursor: int, live_from: int) -> None:
+        """Own a connection whose client has been sent everything before *cursor*."""
+        key = (request.audience, taken.chunked)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(*key)
+        stream = Stream(taken.fd, lane, request.user_id, cursor, live_from)
+        self._epoll.register(taken.fd, _GONE)
+        self._by_fd[taken.fd] = stream
+        lane.streams[stream] = None
+        stream.touched = time.monotonic()
+        self._schedule_beat(stream)
+        if cursor != self._hub.end:
+            self.wake()
+
+    def wake(self) -> None:
+        """Sweep soon; from any thread."""
+        self._woken.send()
+
+    def close(self, reason: str) -> None:
+        """End every stream cleanly, each with a reconnection delay of its own."""
+        for stream in list(self._by_fd.values()):
+            if stream.rest is None:
+                body = stream.lane.wrap(self._hub.goodbye(reason))
+                try:
+                    os.write(stream.fd, body + LAST_CHUNK if stream.lane.chunked else body)
+                except OSError:
+                    pass
+            self._drop(stream)
+
+    # The sweep.
+
+    def _on_woken(self) -> None:
+        if not self._sweeping and self._by_fd:
+            self._sweeping = True
+            self._gevent.spawn(self._sweep)
+
+    def _sweep(self) -> None:
+        """Go round until no stream is behind."""
+        try:
+            begun = -1
+            while begun != self._hub.end or self._behind:
+                begun, self._behind = self._hub.end, False
+                for lane in list(self._lanes.values()):
+                    self._sweep_lane(lane)
+        except Exception:
+            _logger.exception("The pump stumbled; it goes on with the next event.")
+        finally:
+            self._sweeping = False
+
+    def _sweep_lane(self, lane: Lane) -> None:
+        turn = self._gevent.get_hub().wait
+        streams = list(lane.streams)
+        at = 0
+        while at < len(streams):
+            at = self._slice(lane, streams, at)
+            # Not sleep(0): fifty such turns pass before the loop looks at its sockets.
+            turn(self._loop.timer(0.0))
+        if not streams:
+            self._retire(lane)
+
+    def _slice(self, lane: Lane, streams: list[Stream], at: int) -> int:
+        """Serve *streams* from *at* on until the slice is over; return where to go on."""
+        now = time.monotonic()
+        deadline = now + SLICE
+        bodies: dict[int, tuple[Batch, bytes]] = {}
+        write = os.write
+        horizon = self._hub.horizon(now)
+        newest = self._hub.end
+        cursor, batch, body, special = -1, _NOTHING, b"", False
+        while at < len(streams):
+            for stream in streams[at : at + _RUN]:
+                if stream.rest is not None or stream.fd < 0:
+                    continue
+                if stream.cursor != cursor:
+                    cursor = stream.cursor
+                    found = bodies.get(cursor)
+                    if found is None:
+                        batch = self._hub.read(lane.audience, None, cursor)
+                        body = lane.wrap(batch.body)
+                        bodies[cursor] = batch, body
+                    else:
+                        batch, body = found
+                    late = cursor < horizon
+                    special = late or batch.gap is not None or bool(batch.private)
+                    self._behind = self._behind or batch.end < newest
+                if special and self._serve_apart(stream, batch, horizon, now):
+                    continue
+                if not body:
+                    stream.cursor = batch.end
+                    continue
+                try:
+                    sent = write(stream.fd, body)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self._drop(stream)
+                    continue
+                stream.cursor = batch.end
+                stream.touched = now
+                if sent != len(body):
+                    self._block(stream, body, sent)
+            at += _RUN
+            if time.monotonic() >= deadline:
+                break
+        return at
+
+    def _serve_apart(self, stream: Stream, batch: Batch, horizon: int, now: float) -> bool:
+        """Serve a stream that is not sent the shared batch; False when it is after all."""
+        if batch.gap is not None:
+            self._reset(stream, batch.gap, now)
+            return True
+        if stream.live_from <= stream.cursor < horizon:
+            self._reset(stream, "overload", now)
+            return True
+        if stream.user_id is None or stream.user_id not in batch.private:
+            return False
+        own = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
+        stream.cursor = own.end
+        self._write(stream, own.body, now)
+        return True
+
+    def _reset(self, stream: Stream, reason: str, now: float) -> None:
+        body, stream.cursor = self._hub.reset(reason)
+        stream.live_from = stream.cursor
+        self._write(stream, body, now)
+
+    def _write(self, stream: Stream, body: bytes, now: float) -> None:
+        """Write one body to one stream."""
+        wire = stream.lane.wrap(body)
+        if not wire:
+            return
+        try:
+            sent = os.write(stream.fd, wire)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(stream)
+            return
+        stream.touched = now
+        if sent != len(wire):
+            self._block(stream, wire, sent)
+
+    # Slow and gone clients.
+
+    def _block(self, stream: Stream, body: bytes, sent: int) -> None:
+        """Keep what the client did not take; a view, so that blocked streams share it."""
+        stream.rest = memoryview(body)[sent:]
+        self._blocked.add(stream)
+        stream.lane.streams.pop(stream, None)
+        self._epoll.modify(stream.fd, _GONE | _EPOLLOUT)
+
+    def _on_ready(self) -> None:
+        for fd, events in self._epoll.poll(0, 256):
+            stream = self._by_fd.get(fd)
+            if stream is None:
+                continue
+            if events & _GONE:
+                self._drop(stream)
+            elif stream.rest is not None:
+                self._unblock(stream, stream.rest)
+
+    def _unblock(self, stream: Stream, rest: memoryview) -> None:
+        try:
+            sent = os.write(stream.fd, rest)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(stream)
+            return
+        stream.touched = time.monotonic()
+        if sent < len(rest):
+            stream.rest = rest[sent:]
+            return
+        stream.rest = None
+        stream.live_from = self._hub.end
+        self._blocked.discard(stream)
+        self._epoll.modify(stream.fd, _GONE)
+        self._lanes.setdefault((stream.lane.audience, stream.lane.chunked), stream.lane)
+        stream.lane.streams[stream] = None
+        self.wake()
+
+    def _drop(self, stream: Stream) -> None:
+        fd, stream.fd = stream.fd, -1
+        if fd < 0:
+            return
+        stream.rest = None
+        del self._by_fd[fd]
+        self._blocked.discard(stream)
+        stream.lane.streams.pop(stream, None)
+        os.close(fd)
+
+    def _retire(self, lane: Lane) -> None:
+        if not any(stream.lane is lane for stream in self._blocked):
+            self._lanes.pop((lane.audience, lane.chunked), None)
+
+    # Heartbeats.
+
+    def _schedule_beat(self, stream: Stream) -> None:
+        """Put a stream where its silence would become too long, at random a little earlier."""
+        due = stream.touched + self._hub.options.heartbeat * random.uniform(_SPREAD, 1.0)
+        self._beats.setdefault(int(due / _TICK), []).append(stream)
+        if self._beat_timer is None:
+            self._start_beat_timer()
+
+    def _start_beat_timer(self) -> None:
+        self._beat_timer = None
+        if self._beats:
+            wait = max(0.001, min(self._beats) * _TICK - time.monotonic())
+            self._beat_timer = self._loop.timer(wait, ref=False)
+            self._beat_timer.start(self._beat)
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        quiet = self._hub.options.heartbeat * _SPREAD - _TICK
+        body, end = self._hub.heartbeat()
+        for tick in [tick for tick in self._beats if tick * _TICK <= now]:
+            for stream in self._beats.pop(tick):
+                if stream.fd < 0:
+                    continue
+                if stream.rest is None and now - stream.touched >= quiet:
+                    self._beat_one(stream, body, end, now)
+                if stream.fd >= 0:
+                    self._schedule_beat(stream)
+        self._start_beat_timer()
+
+    def _beat_one(self, stream: Stream, body: bytes, end: int, now: float) -> None:
+        if stream.cursor != end:
+            batch = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
+            if batch.gap is not None or batch.body or batch.end != end:
+                self.wake()
+                return
+            stream.cursor = end
+        self._write(stream, body, now)
+
+
+class DetachedStream(Iterator[bytes]):
+    """The body of a response that takes its connection over once the head is sent."""
+
+    def __init__(
+        self, hub: Hub, pump: Callable[[], Pump], portable: Portable, request: StreamRequest
+    ) -> None:
+        self._hub = hub
+        self._pump = pump
+        self._request = request
+        self._portable = PortableStream(portable, request)
+        self._next: Callable[[], bytes] = self._open
+        self._sink: socket.socket | None = None
+
+    def __iter__(self) -> DetachedStream:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._next()
+
+    def close(self) -> None:
+        """Release what the server was left with; its response is finished."""
+        self._portable.close()
+        if self._sink is not None:
+            _drain(self._sink)
+            self._sink.close()
+
+    def _open(self) -> bytes:
+        self._opening = self._hub.open(self._request.last_position)
+        self._next = self._detach
+        return self._opening.preamble
+
+    def _detach(self) -> bytes:
+        opening = self._opening
+        response = _gunicorn_response()
+        if response is None or not _can_take(response, len(opening.preamble)):
+            self._portable.resume(opening.ordinal)
+            self._next = self._portable.__next__
+            return self._next()
+        taken = take_over(response)
+        self._sink = taken.sink
+        self._next = _stop
+        self._pump().add(taken, self._request, opening.ordinal, opening.live_from)
+        raise StopIteration
+
+
+def possible(environ: dict[str, Any]) -> bool:
+    """Tell whether the server is gunicorn's gevent worker on a plain HTTP/1 connection.
+
+    Never TLS, HTTP/2 (its streams share one socket), another protocol or another server.
+    """
+    gevent_socket = sys.modules.get("gevent.socket")
+    sock = environ.get("gunicorn.socket")
+    if gevent_socket is None or type(sock) is not gevent_socket.socket:
+        return False
+    if environ.get("SERVER_PROTOCOL") not in ("HTTP/1.0", "HTTP/1.1"):
+        return False
+    loop = sys.modules["gevent"].get_hub().loop
+    return getattr(loop, "backend", None) == "epoll" and sys.platform == "linux"
+
+
+def take_over(response: Any) -> Taken:
+    """Take the client's connection from gunicorn and leave it a sink."""
+    sock = response.sock
+    fd = sock.fileno()
+    client = os.dup(fd)
+    try:
+        ours, theirs = _unpatched("socket", "socketpair")()
+    except OSError:
+        os.close(client)
+        raise
+    # The duplicate keeps the connection open, so the kernel would keep reporting it under the
+    # server's number, and after dup2 nobody could name that registration any more.
+    _forget_registration(fd)
+    os.dup2(theirs.fileno(), fd, inheritable=False)
+    theirs.close()
+    ours.shutdown(socket.SHUT_WR)
+    _tune(client, sock.family)
+    return Taken(client, response.chunked, ours)
+
+
+def _gunicorn_response() -> Any | None:
+    frame = server_frame("gunicorn.workers.base_async", "handle_request")
+    return None if frame is None else frame.f_locals.get("resp")
+
+
+def _can_take(response: Any, preamble: int) -> bool:
+    """Tell whether what the server sent is exactly our head and preamble.
+
+    Middleware that buffers, compresses or rewrites the body shows here; a connection taken
+    over from it would carry bytes its client cannot read.
+    """
+    headers = {name.lower(): value for name, value in response.headers}
+    return (
+        response.headers_sent
+        and response.sent == preamble
+        and response.status_code == 200
+        and response.response_length is None
+        and headers.get("content-encoding", "identity") == "identity"
+        and headers.get("content-type", "").startswith("text/event-stream")
+    )
+
+
+def _forget_registration(fd: int) -> None:
+    """Remove *fd* from the event loop's epoll, which the loop itself leaves to close()."""
+    loop = sys.modules["gevent"].get_hub().loop
+    # An epoll object closes its fd when it goes, and must not take the loop's with it.
+    epoll = _unpatched("select", "epoll").fromfd(os.dup(loop.fileno()))
+    try:
+        epoll.unregister(fd)
+    except FileNotFoundError:
+        pass
+    finally:
+        epoll.close()
+
+
+def _tune(fd: int, family: int) -> None:
+    os.set_blocking(fd, False)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with _unpatched("socket", "socket")(family, fileno=os.dup(fd)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A client that stops reading would otherwise let the kernel queue megabytes for it.
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+
+
+def _unpatched(module: str, name: str) -> Any:
+    return sys.modules["gevent"].monkey.get_original(module, name)
+
+
+def _drain(sink: socket.socket) -> None:
+    """Read what the server wrote: closed unread, its next read fails instead of ending."""
+    sink.setblocking(False)
+    try:
+        while sink.recv(65536):
+            pass
+    except OSError:
+        pass
+
+
+def _stop() -> bytes:
+    raise StopIteration

@@ -1,0 +1,136 @@
+"""The portable transport: an iterator that waits on its cursor, for any WSGI server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..hub import Hub
+from . import StreamRequest, gunicorn_worker
+
+_WORKER_CHECK = 1.0
+
+
+class Portable:
+    """Wakes the streams that wait in the server's threads or greenlets."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.streams = 0
+        self._more = threading.Condition()
+        self._watched: Any | None = None
+        hub.listen(self._wake)
+
+    def stream(self, request: StreamRequest) -> PortableStream:
+        """Return the body of a response."""
+        return PortableStream(self, request)
+
+    def join(self, worker: Any | None) -> None:
+        """Count a stream in; the first under gunicorn starts the watch for the worker's end."""
+        with self._more:
+            self.streams += 1
+            if worker is None or self._watched is not None:
+                return
+            self._watched = worker
+        threading.Thread(target=self._watch, name="noc-realtime-worker-watch", daemon=True).start()
+
+    def leave(self) -> None:
+        """Count a stream out."""
+        with self._more:
+            self.streams -= 1
+            self._more.notify_all()
+
+    def wait(self, ordinal: int, deadline: float) -> None:
+        """Wait until the log passes *ordinal*, the hub closes, or *deadline* comes."""
+        with self._more:
+            while self.hub.end == ordinal and not self.hub.closing.is_set():
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._more.wait(left):
+                    return
+
+    def _wake(self) -> None:
+        with self._more:
+            self._more.notify_all()
+
+    def _watch(self) -> None:
+        """End the streams when the worker begins to leave.
+
+        Gunicorn waits for running requests on SIGTERM and after max_requests, so that streams
+        that never end would keep it until it is killed. It looks at its own flag once a
+        second, and so does this, only while there are streams.
+        """
+        while True:
+            with self._more:
+                worker = self._watched
+                if not self.streams or worker is None:
+                    self._watched = None
+                    return
+            if not worker.alive:
+                self.hub.close()
+                return
+            self.hub.closing.wait(_WORKER_CHECK)
+
+
+class PortableStream(Iterator[bytes]):
+    """The body of one stream. Its server calls `__next__` and `close` from one thread."""
+
+    def __init__(self, portable: Portable, request: StreamRequest) -> None:
+        self._portable = portable
+        self._hub = portable.hub
+        self._request = request
+        self._bodies: Iterator[bytes] | None = None
+        self._joined = False
+
+    def __iter__(self) -> PortableStream:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._bodies is None:
+            self._join()
+            opening = self._hub.open(self._request.last_position)
+            self._bodies = self._run(opening.preamble, opening.ordinal)
+        return next(self._bodies)
+
+    def resume(self, ordinal: int) -> None:
+        """Begin at *ordinal*: somebody else has sent the preamble."""
+        self._join()
+        self._bodies = self._follow(ordinal)
+
+    def close(self) -> None:
+        """Leave; servers call this when the client is gone or the body has ended."""
+        self._bodies = iter(())
+        if self._joined:
+            self._joined = False
+            self._portable.leave()
+
+    def _join(self) -> None:
+        self._joined = True
+        self._portable.join(gunicorn_worker())
+
+    def _run(self, preamble: bytes, ordinal: int) -> Iterator[bytes]:
+        yield preamble
+        yield from self._follow(ordinal)
+
+    def _follow(self, ordinal: int) -> Iterator[bytes]:
+        hub, audience, user_id = self._hub, self._request.audience, self._request.user_id
+        heartbeat = hub.options.heartbeat
+        due = time.monotonic() + heartbeat
+        while not hub.closing.is_set():
+            batch = hub.read(audience, user_id, ordinal)
+            body = batch.body
+            if batch.gap is not None:
+                body, ordinal = hub.reset(batch.gap)
+            elif body or batch.end > ordinal:
+                ordinal = batch.end
+            elif time.monotonic() >= due:
+                body, seen = hub.heartbeat()
+                if seen != ordinal:
+                    continue
+            else:
+                self._portable.wait(ordinal, due)
+            if body:
+                yield body
+                due = time.monotonic() + heartbeat
+        yield hub.goodbye("shutdown")
