@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from wsgiref.types import WSGIEnvironment
 
 from flask import Blueprint, Response, current_app, jsonify, request
 
@@ -41,16 +40,13 @@ def stream() -> Response:
         return problem(401, "unauthorized", "No identity was found in the request.")
     types = TypeFilter.parse(request.args.get("types", ""))
     wanted = StreamRequest(identity.audience(types), identity.user_id, _last_position())
-    body = state.process().stream(_environ(), wanted)
-    response = Response(
-        body,
+    return Response(
+        state.process().stream(request.environ, wanted),
         mimetype="text/event-stream",
         headers=_STREAM_HEADERS,
         # Code that reads the body of every response would never come back from a stream.
         direct_passthrough=True,
     )
-    response.call_on_close(body.close)
-    return response
 
 
 def problem(status: int, title: str, detail: str) -> Response:
@@ -79,10 +75,6 @@ def _last_position() -> str | None:
     """
     position = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
     return position[:MAX_POSITION_LENGTH] if position else None
-
-
-def _environ() -> WSGIEnvironment:
-    return request.environ
 
 
 def _bad_parameter(error: Exception) -> Any:

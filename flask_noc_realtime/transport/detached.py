@@ -7,6 +7,7 @@ client, finishes the response into it, sees end of file, and frees its greenlet.
 
 from __future__ import annotations
 
+import _socket
 import logging
 import os
 import random
@@ -81,7 +82,7 @@ class Taken(NamedTuple):
 
     fd: int
     chunked: bool
-    sink: socket.socket
+    sink: _socket.socket
 
 
 _NOTHING = Batch(b"", 0, 0)
@@ -108,6 +109,8 @@ class Pump:
         self._sweeping = False
         self._behind = False
         self._epoll = _unpatched("select", "epoll")()
+        # An epoll object closes its fd when it goes, and must not take the loop's with it.
+        self.loop_epoll = _unpatched("select", "epoll").fromfd(os.dup(self._loop.fileno()))
         self._ready = self._loop.io(self._epoll.fileno(), 1, ref=False)
         self._ready.start(self._on_ready)
         self._woken = self._loop.async_(ref=False)
@@ -368,7 +371,7 @@ class DetachedStream(Iterator[bytes]):
         self._request = request
         self._portable = PortableStream(portable, request)
         self._next: Callable[[], bytes] = self._open
-        self._sink: socket.socket | None = None
+        self._sink: _socket.socket | None = None
 
     def __iter__(self) -> DetachedStream:
         return self
@@ -379,9 +382,16 @@ class DetachedStream(Iterator[bytes]):
     def close(self) -> None:
         """Release what the server was left with; its response is finished."""
         self._portable.close()
-        if self._sink is not None:
-            _drain(self._sink)
-            self._sink.close()
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        try:
+            # Closed with the server's last chunk unread, it would answer the server's next
+            # read with an error instead of the end of file.
+            sink.recv(_UNSENT_LIMIT, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        sink.close()
 
     def _open(self) -> bytes:
         self._opening = self._hub.open(self._request.last_position)
@@ -395,10 +405,11 @@ class DetachedStream(Iterator[bytes]):
             self._portable.resume(opening.ordinal)
             self._next = self._portable.__next__
             return self._next()
-        taken = take_over(response)
+        pump = self._pump()
+        taken = take_over(response, pump.loop_epoll)
         self._sink = taken.sink
         self._next = _stop
-        self._pump().add(taken, self._request, opening.ordinal, opening.live_from)
+        pump.add(taken, self._request, opening.ordinal, opening.live_from)
         raise StopIteration
 
 
@@ -417,23 +428,29 @@ def possible(environ: dict[str, Any]) -> bool:
     return getattr(loop, "backend", None) == "epoll" and sys.platform == "linux"
 
 
-def take_over(response: Any) -> Taken:
-    """Take the client's connection from gunicorn and leave it a sink."""
+def take_over(response: Any, loop_epoll: Any) -> Taken:
+    """Take the client's connection from gunicorn and leave it a sink.
+
+    :param loop_epoll: the epoll of the event loop, which the server's socket may be in.
+    """
     sock = response.sock
     fd = sock.fileno()
+    _tune(sock)
     client = os.dup(fd)
     try:
-        ours, theirs = _unpatched("socket", "socketpair")()
+        ours, theirs = _socket.socketpair()
     except OSError:
         os.close(client)
         raise
     # The duplicate keeps the connection open, so the kernel would keep reporting it under the
     # server's number, and after dup2 nobody could name that registration any more.
-    _forget_registration(fd)
+    try:
+        loop_epoll.unregister(fd)
+    except FileNotFoundError:
+        pass
     os.dup2(theirs.fileno(), fd, inheritable=False)
     theirs.close()
     ours.shutdown(socket.SHUT_WR)
-    _tune(client, sock.family)
     return Taken(client, response.chunked, ours)
 
 
@@ -459,24 +476,8 @@ def _can_take(response: Any, preamble: int) -> bool:
     )
 
 
-def _forget_registration(fd: int) -> None:
-    """Remove *fd* from the event loop's epoll, which the loop itself leaves to close()."""
-    loop = sys.modules["gevent"].get_hub().loop
-    # An epoll object closes its fd when it goes, and must not take the loop's with it.
-    epoll = _unpatched("select", "epoll").fromfd(os.dup(loop.fileno()))
-    try:
-        epoll.unregister(fd)
-    except FileNotFoundError:
-        pass
-    finally:
-        epoll.close()
-
-
-def _tune(fd: int, family: int) -> None:
-    os.set_blocking(fd, False)
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    with _unpatched("socket", "socket")(family, fileno=os.dup(fd)) as sock:
+def _tune(sock: Any) -> None:
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A client that stops reading would otherwise let the kernel queue megabytes for it.
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
@@ -484,16 +485,6 @@ def _tune(fd: int, family: int) -> None:
 
 def _unpatched(module: str, name: str) -> Any:
     return sys.modules["gevent"].monkey.get_original(module, name)
-
-
-def _drain(sink: socket.socket) -> None:
-    """Read what the server wrote: closed unread, its next read fails instead of ending."""
-    sink.setblocking(False)
-    try:
-        while sink.recv(65536):
-            pass
-    except OSError:
-        pass
 
 
 def _stop() -> bytes:
