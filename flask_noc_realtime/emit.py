@@ -91,13 +91,15 @@ class Emitter:
         event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
         record = event.record(self._options.max_event_bytes)
         key = f"{self._name}-{next(self._numbers)}"
-        if self._open:
-            return self._postpone(record, key, again=False)
-        try:
-            return self._broker.publish(record, key)
-        except BrokerUnavailable as error:
-            self._log_outage(error)
-            return self._postpone(record, key, again=True)
+        again = False
+        if not self._open:
+            try:
+                return self._broker.publish(record, key)
+            except BrokerUnavailable as error:
+                self._log_outage(error)
+                again = True
+        self._postpone(_Queued(record, key, again))
+        return None
 
     def flush(self, timeout: float) -> bool:
         """Wait up to *timeout* seconds until nothing is queued; return whether that is so."""
@@ -128,11 +130,12 @@ class Emitter:
                 else "They are queued and published in order when it is back.",
             )
 
-    def _postpone(self, record: bytes, key: str, *, again: bool) -> None:
+    def _postpone(self, item: _Queued) -> None:
+        """Leave *item* to the courier, or raise."""
         raises = self._options.raises
         with self._lock:
             if not raises:
-                self._enqueue(_Queued(record, key, again))
+                self._enqueue(item)
             if self._idle.is_set():
                 self._idle.clear()
                 threading.Thread(

@@ -25,8 +25,9 @@ class HubOptions:
 
     :param history_events: entries in the log.
     :param history_bytes: bytes of frames in the log.
-    :param write_limit: bytes a stream is given at once; past some 32 KiB a send costs by size
-        and one slow sweep would make the next one slower.
+    :param write_limit: bytes a stream is given at once. A send costs a fixed sum and then by
+        size: a cap much lower loses throughput, and none at all lets one slow round make the
+        next one slower still.
     :param max_lag: seconds a live stream may be behind before it is reset.
     :param heartbeat: seconds of silence on a stream at most.
     :param retry: seconds until a browser reconnects, on average.
@@ -35,7 +36,7 @@ class HubOptions:
 
     history_events: int = 10_000
     history_bytes: int = 64 * 1024 * 1024
-    write_limit: int = 32 * 1024
+    write_limit: int = 64 * 1024
     max_lag: float = 2.0
     heartbeat: float = 15.0
     retry: float = 3.0

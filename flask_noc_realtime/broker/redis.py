@@ -266,10 +266,10 @@ def client_factory(url: str, timeout: float) -> Callable[[Retry], Any]:
     plain = url.replace(f"+{kind}://", "://", 1) if kind else url
     try:
         if scheme in ("redis", "rediss", "unix") and not kind:
-            redis.connection.parse_url(url)
+            _check(url)
             return lambda retry: redis.Redis.from_url(url, retry=retry, **options)
         if scheme in ("redis", "rediss") and kind == "cluster":
-            redis.connection.parse_url(plain)
+            _check(plain)
             return lambda retry: RedisCluster.from_url(plain, retry=retry, **options)
         if scheme in ("redis", "rediss") and kind == "sentinel":
             return _sentinel(url, {**options, "ssl": scheme == "rediss"})
@@ -279,6 +279,10 @@ def client_factory(url: str, timeout: float) -> Callable[[Retry], Any]:
         f"NOC_REALTIME_URL is {_without_secret(url)!r}; use memory://, redis://, rediss://, "
         "unix://, redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port."
     )
+
+
+def _check(url: str) -> None:
+    redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
 
 
 def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
@@ -303,9 +307,12 @@ def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
         "password": sentinel_password,
     }
     number = int(db or 0)
-    return lambda retry: Sentinel(sentinels, sentinel_kwargs=sentinel_options).master_for(
-        service, db=number, retry=retry, **options
-    )
+
+    def connect(retry: Retry) -> Any:
+        sentinel: Any = Sentinel(sentinels, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(service, db=number, retry=retry, **options)
+
+    return connect
 
 
 def _entries(rows: list[tuple[str, bytes]]) -> Iterator[Entry]:

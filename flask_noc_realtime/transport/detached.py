@@ -102,7 +102,7 @@ class Pump:
 
         self._gevent = gevent
         self._hub = hub
-        self._loop = gevent.get_hub().loop
+        self._loop: Any = gevent.get_hub().loop
         self._lanes: dict[tuple[Audience, bool], Lane] = {}
         self._blocked: set[Stream] = set()
         self._by_fd: dict[int, Stream] = {}
