@@ -29,6 +29,15 @@ class GunicornFactory(Protocol):
     def __call__(self, app: str, **options: Any) -> GunicornServer: ...
 
 
+def pytest_configure() -> None:
+    """Refuse a gevent run that is none: it would repeat the plain one and prove nothing."""
+    if os.environ.get("NOC_REALTIME_TEST_GEVENT") == "1":
+        from gevent import monkey
+
+        if not monkey.is_module_patched("threading"):
+            pytest.exit("run `python -m gevent.monkey --module pytest`, as `make test` does", 4)
+
+
 def require(name: str) -> str:
     """Return the path of the executable or module *name*; skip the test when it is missing.
 

@@ -160,17 +160,17 @@ def test_redis_answers_at_its_url(
     kind: str, redis_server: RedisFactory, request: pytest.FixtureRequest
 ) -> None:
     """Each way to listen gives a URL redis-py understands."""
-    options: dict[str, Any] = {
-        "port": {},
-        "unix": {"unix": True},
-        "tls": {"tls": request.getfixturevalue("certificate") if kind == "tls" else None},
-    }[kind]
+    options: dict[str, Any] = {}
+    if kind == "unix":
+        options["unix"] = True
+    if kind == "tls":
+        options["tls"] = request.getfixturevalue("certificate")
     with redis_server(**options).client() as client:
         assert client.ping()
 
 
 def test_redis_keeps_its_data_over_a_crash_only_with_appendonly(redis_server: RedisFactory) -> None:
-    """kill -9 and restart: the AOF survives, memory does not, and empty is empty."""
+    """Kill -9 and restart: the AOF survives, memory does not, and empty is empty."""
     kept, lost = redis_server(appendonly=True), redis_server()
     for server in (kept, lost):
         with server.client() as client:

@@ -1,0 +1,70 @@
+# make test [STRICT=1] [ARGS=...]      run every test, or those of ARGS; STRICT=1 fails
+#                                      where a tool is missing instead of skipping
+# make demo [REDIS_URL=...] [PORT=...] serve the demo; with Redis, from four workers
+# make lint | docs | build | load | clean
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+
+.DELETE_ON_ERROR:
+.PHONY: help test demo lint docs build load clean
+
+help:
+	@grep '^# make' Makefile
+
+ifdef STRICT
+export NOC_REALTIME_TEST_STRICT := $(STRICT)
+endif
+
+# The second run is patched before pytest is imported, as apps are under gunicorn -k gevent.
+test: $(VENV)/.test
+	$(RUN) -m pytest $(ARGS)
+ifeq ($(ARGS),)
+	NOC_REALTIME_TEST_GEVENT=1 $(RUN) -m gevent.monkey --module pytest tests/unit tests/contract
+endif
+
+demo: $(VENV)/.demo
+	@exec $(RUN) -m demo_app
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+build: $(VENV)/.build
+	rm -rf dist
+	$(RUN) -m build --outdir dist .
+
+load: $(VENV)/.load
+	$(RUN) -m tests.load.streams $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist docs/_build *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# One stamp for each set of extras: a second call starts at once.
+$(VENV)/.test: EXTRAS = demo,test
+$(VENV)/.demo: EXTRAS = demo
+$(VENV)/.lint: EXTRAS = dev
+$(VENV)/.build: EXTRAS = dev
+$(VENV)/.docs: EXTRAS = docs
+$(VENV)/.load: EXTRAS = demo,load
+$(VENV)/.%: setup.cfg pyproject.toml | $(RUN)
+	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "This needs Python 3.10 or newer, and '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1 || true). Install one and say which:" \
+	    "make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "The module venv is missing or broken; on Debian and Ubuntu:" \
+	    "apt-get install python3-venv" >&2; exit 1; }
