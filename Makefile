@@ -14,7 +14,7 @@ RUN := $(BIN)/python
 .PHONY: help test demo lint docs build load clean
 
 help:
-	@grep '^# make' Makefile
+	@sed -n 's/^# //p; /^$$/q' Makefile
 
 ifdef STRICT
 export NOC_REALTIME_TEST_STRICT := $(STRICT)
