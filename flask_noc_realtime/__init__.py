@@ -21,9 +21,9 @@ __version__ = "0.1.0"
 __all__ = [
     "BrokerUnavailable",
     "ConfigError",
+    "Emitter",
     "Event",
     "EventError",
-    "Emitter",
     "Identity",
     "NocRealtime",
     "NocRealtimeError",

@@ -71,7 +71,6 @@ def _last_position() -> str | None:
     """Return where to resume: a rebuilt EventSource can only say it in the URL.
 
     The header is the newer of the two, since the browser sends it after what it has seen.
-    WHATWG HTML, section 9.2.4: it is UTF-8, whatever WSGI made of it.
     """
     position = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
     return position[:MAX_POSITION_LENGTH] if position else None

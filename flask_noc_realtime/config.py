@@ -28,6 +28,8 @@ class Config:
     :ivar max_event_bytes: bytes of one encoded event at most.
     :ivar max_lag: seconds an overloaded worker may let live streams fall behind before it
         resets them.
+    :ivar stream_lifetime: seconds a stream lasts at most before its client is sent to
+        reconnect, so that a load balancer can spread the load anew; 0 is for ever.
     :ivar transport: ``auto``, ``detached`` or ``portable``.
     :ivar namespace: prefix of every Redis key and channel, so that apps share a Redis.
     :ivar emit_errors: ``log`` queues what the broker does not take; ``raise`` raises.
@@ -45,6 +47,7 @@ class Config:
     history_bytes: int = 64 * 1024 * 1024
     max_event_bytes: int = 256 * 1024
     max_lag: float = 2.0
+    stream_lifetime: float = 0.0
     transport: str = "auto"
     namespace: str = "noc"
     emit_errors: str = "log"
@@ -76,6 +79,7 @@ class Config:
             max_lag=self.max_lag,
             heartbeat=self.heartbeat,
             retry=self.retry,
+            stream_lifetime=self.stream_lifetime,
         )
 
     def _check(self) -> None:
@@ -102,6 +106,7 @@ _LEAST = {
     "history_bytes": 1,
     "max_event_bytes": 64,
     "max_lag": 0.1,
+    "stream_lifetime": 0.0,
     "queue_events": 0,
     "queue_bytes": 0,
 }

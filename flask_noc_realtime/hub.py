@@ -16,6 +16,9 @@ from .cursor import Batch, Reader
 from .eventlog import Entry, EventLog
 from .frame import control
 
+SPREAD = 0.8
+"""The least share of an interval that streams are spread over."""
+
 _ARRIVAL_STEP = 0.05
 
 
@@ -31,6 +34,7 @@ class HubOptions:
     :param max_lag: seconds a live stream may be behind before it is reset.
     :param heartbeat: seconds of silence on a stream at most.
     :param retry: seconds until a browser reconnects, on average.
+    :param stream_lifetime: seconds a stream lasts at most; 0 is for ever.
     :param start_timeout: seconds the first stream waits for the broker's history.
     """
 
@@ -40,6 +44,7 @@ class HubOptions:
     max_lag: float = 2.0
     heartbeat: float = 15.0
     retry: float = 3.0
+    stream_lifetime: float = 0.0
     start_timeout: float = 1.0
 
 
@@ -71,15 +76,25 @@ class Hub:
         self._reader = Reader(self._log, options.write_limit)
         self._arrivals: deque[tuple[float, int]] = deque()
         self._listeners: list[Callable[[], None]] = []
-        self._started = False
+        self._loaded = threading.Event()
+        self._patience: float | None = None
 
     def start(self) -> None:
-        """Subscribe to the broker, once."""
+        """Subscribe to the broker, once, and give its history a moment to arrive.
+
+        Nobody waits longer than `start_timeout` after the first call: without the broker the
+        app serves on, and streams are reset when it comes.
+        """
+        if self._loaded.is_set():
+            return
         with self._lock:
-            if self._started:
-                return
-            self._started = True
-        self._broker.start(self, self.options.start_timeout)
+            first = self._patience is None
+            if self._patience is None:
+                self._patience = time.monotonic() + self.options.start_timeout
+            patience = self._patience
+        if first:
+            self._broker.start(self)
+        self._loaded.wait(max(0.0, patience - time.monotonic()))
 
     def close(self) -> None:
         """Stop the subscription and tell transports to end their streams."""
@@ -108,6 +123,7 @@ class Hub:
             self._arrivals.clear()
             for entry in entries:
                 self._log.append(entry)
+        self._loaded.set()
         self._notify()
 
     # What transports call.
@@ -171,6 +187,15 @@ class Hub:
     def retry(self) -> float:
         """Return a reconnection delay in seconds, spread so that herds do not return at once."""
         return self.options.retry * random.uniform(0.5, 1.5)
+
+    def silence(self) -> float:
+        """Return the seconds until a stream's next heartbeat, spread to at most `heartbeat`."""
+        return self.options.heartbeat * random.uniform(SPREAD, 1.0)
+
+    def lifetime(self) -> float | None:
+        """Return the seconds a new stream may last, spread like `retry`, or None for ever."""
+        longest = self.options.stream_lifetime
+        return longest * random.uniform(SPREAD, 1.0) if longest else None
 
     def goodbye(self, reason: str) -> bytes:
         """Return the last frame of a stream."""

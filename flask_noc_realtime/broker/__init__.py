@@ -42,11 +42,8 @@ class Broker(Protocol):
         :raises BrokerUnavailable: when it would not.
         """
 
-    def start(self, sink: Sink, timeout: float) -> bool:
-        """Begin feeding *sink*, waiting up to *timeout* seconds for the history.
-
-        Return whether it arrived; otherwise it follows when the broker is reached.
-        """
+    def start(self, sink: Sink) -> None:
+        """Begin feeding *sink*: its first `restart` brings the history, at once or later."""
 
     def close(self) -> None:
         """Stop feeding, and release connections."""

@@ -38,12 +38,11 @@ class MemoryBroker:
     def ping(self) -> None:
         pass
 
-    def start(self, sink: Sink, timeout: float) -> bool:
+    def start(self, sink: Sink) -> None:
         with self._lock:
             log = self._log
             sink.restart(log.position_at(log.start), log.after(log.start, log.end - log.start))
             self._sink = sink
-        return True
 
     def close(self) -> None:
         with self._lock:

@@ -86,7 +86,6 @@ class RedisBroker:
         self._reader: Any | None = None
         self._sink: Sink | None = None
         self._newest: str | None = None
-        self._loaded = threading.Event()
         self._closed = threading.Event()
         self._pubsub: Any | None = None
         self._down = False
@@ -111,10 +110,9 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def start(self, sink: Sink, timeout: float) -> bool:
+    def start(self, sink: Sink) -> None:
         self._sink = sink
         threading.Thread(target=self._run, name="noc-realtime-subscription", daemon=True).start()
-        return self._loaded.wait(timeout)
 
     def close(self) -> None:
         self._closed.set()
@@ -235,7 +233,6 @@ class RedisBroker:
             raise redis.ConnectionError("the event log vanished while it was read")
         self._newest = rows[-1][0]
         self._sink.restart(rows[0][0], list(_entries(rows[1:])))
-        self._loaded.set()
 
     def _range(
         self, first: str, last: str, limit: int, *, reverse: bool = False
@@ -282,7 +279,7 @@ def client_factory(url: str, timeout: float) -> Callable[[Retry], Any]:
 
 
 def _check(url: str) -> None:
-    redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+    redis.connection.parse_url(url)
 
 
 def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
@@ -309,7 +306,7 @@ def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
     number = int(db or 0)
 
     def connect(retry: Retry) -> Any:
-        sentinel: Any = Sentinel(sentinels, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
+        sentinel: Any = Sentinel(sentinels, sentinel_kwargs=sentinel_options)
         return sentinel.master_for(service, db=number, retry=retry, **options)
 
     return connect

@@ -10,17 +10,17 @@ from __future__ import annotations
 import _socket
 import logging
 import os
-import random
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..audience import Audience
 from ..cursor import Batch
 from ..frame import LAST_CHUNK, chunk
-from ..hub import Hub
+from ..hub import SPREAD, Hub
+from ..wheel import Wheel
 from . import StreamRequest, server_frame
 from .portable import Portable, PortableStream
 
@@ -29,7 +29,6 @@ SLICE = 0.001
 
 _RUN = 32
 _TICK = 0.25
-_SPREAD = 0.8
 _UNSENT_LIMIT = 128 * 1024
 _TCP_NOTSENT_LOWAT = 25
 # <sys/epoll.h>; gevent's patching removes the names from `select`.
@@ -102,7 +101,7 @@ class Pump:
 
         self._gevent = gevent
         self._hub = hub
-        self._loop: Any = gevent.get_hub().loop
+        self._loop = cast(Any, gevent.get_hub().loop)
         self._lanes: dict[tuple[Audience, bool], Lane] = {}
         self._blocked: set[Stream] = set()
         self._by_fd: dict[int, Stream] = {}
@@ -115,8 +114,10 @@ class Pump:
         self._ready.start(self._on_ready)
         self._woken = self._loop.async_(ref=False)
         self._woken.start(self._on_woken)
-        self._beats: dict[int, list[Stream]] = {}
-        self._beat_timer: Any | None = None
+        self._beats: Wheel[Stream] = Wheel(_TICK)
+        self._ends: Wheel[Stream] = Wheel(_TICK)
+        self._timer: Any | None = None
+        self._armed = 0.0
         hub.listen(self.wake)
 
     @property
@@ -136,6 +137,10 @@ class Pump:
         lane.streams[stream] = None
         stream.touched = time.monotonic()
         self._schedule_beat(stream)
+        lifetime = self._hub.lifetime()
+        if lifetime is not None:
+            self._ends.add(stream.touched + lifetime, stream)
+        self._arm()
         if cursor != self._hub.end:
             self.wake()
 
@@ -146,13 +151,7 @@ class Pump:
     def close(self, reason: str) -> None:
         """End every stream cleanly, each with a reconnection delay of its own."""
         for stream in list(self._by_fd.values()):
-            if stream.rest is None:
-                body = stream.lane.wrap(self._hub.goodbye(reason))
-                try:
-                    os.write(stream.fd, body + LAST_CHUNK if stream.lane.chunked else body)
-                except OSError:
-                    pass
-            self._drop(stream)
+            self._end(stream, reason)
 
     # The sweep.
 
@@ -320,37 +319,52 @@ class Pump:
         if not any(stream.lane is lane for stream in self._blocked):
             self._lanes.pop((lane.audience, lane.chunked), None)
 
-    # Heartbeats.
+    # Heartbeats and lifetimes.
 
     def _schedule_beat(self, stream: Stream) -> None:
         """Put a stream where its silence would become too long, at random a little earlier."""
-        due = stream.touched + self._hub.options.heartbeat * random.uniform(_SPREAD, 1.0)
-        self._beats.setdefault(int(due / _TICK), []).append(stream)
-        if self._beat_timer is None:
-            self._start_beat_timer()
+        self._beats.add(stream.touched + self._hub.silence(), stream)
 
-    def _start_beat_timer(self) -> None:
-        self._beat_timer = None
-        if self._beats:
-            wait = max(0.001, min(self._beats) * _TICK - time.monotonic())
-            self._beat_timer = self._loop.timer(wait, ref=False)
-            self._beat_timer.start(self._beat)
+    def _arm(self) -> None:
+        """Have the event loop call when the next slot is due."""
+        due = min((at for at in (self._beats.next, self._ends.next) if at is not None), default=0.0)
+        if not due or (self._timer is not None and self._armed <= due):
+            return
+        if self._timer is not None:
+            self._timer.stop()
+        self._armed = due
+        self._timer = self._loop.timer(max(0.001, due - time.monotonic()), ref=False)
+        self._timer.start(self._on_timer)
 
-    def _beat(self) -> None:
+    def _on_timer(self) -> None:
+        self._timer = None
         now = time.monotonic()
-        quiet = self._hub.options.heartbeat * _SPREAD - _TICK
+        for stream in self._ends.take(now):
+            self._end(stream, "lifetime")
+        quiet = self._hub.options.heartbeat * SPREAD - _TICK
         body, end = self._hub.heartbeat()
-        for tick in [tick for tick in self._beats if tick * _TICK <= now]:
-            for stream in self._beats.pop(tick):
-                if stream.fd < 0:
-                    continue
-                if stream.rest is None and now - stream.touched >= quiet:
-                    self._beat_one(stream, body, end, now)
-                if stream.fd >= 0:
-                    self._schedule_beat(stream)
-        self._start_beat_timer()
+        for stream in self._beats.take(now):
+            if stream.rest is None and now - stream.touched >= quiet:
+                self._beat_one(stream, body, end, now)
+            if stream.fd >= 0:
+                self._schedule_beat(stream)
+        self._arm()
+
+    def _end(self, stream: Stream, reason: str) -> None:
+        """Say goodbye and close; amid a write that is still owed, only close."""
+        if stream.fd < 0:
+            return
+        if stream.rest is None:
+            body = stream.lane.wrap(self._hub.goodbye(reason))
+            try:
+                os.write(stream.fd, body + LAST_CHUNK if stream.lane.chunked else body)
+            except OSError:
+                pass
+        self._drop(stream)
 
     def _beat_one(self, stream: Stream, body: bytes, end: int, now: float) -> None:
+        if stream.fd < 0:
+            return
         if stream.cursor != end:
             batch = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
             if batch.gap is not None or batch.body or batch.end != end:

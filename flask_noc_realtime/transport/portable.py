@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -115,22 +116,23 @@ class PortableStream(Iterator[bytes]):
 
     def _follow(self, ordinal: int) -> Iterator[bytes]:
         hub, audience, user_id = self._hub, self._request.audience, self._request.user_id
-        heartbeat = hub.options.heartbeat
-        due = time.monotonic() + heartbeat
-        while not hub.closing.is_set():
+        now = time.monotonic()
+        due, end = now + hub.silence(), now + (hub.lifetime() or math.inf)
+        while not hub.closing.is_set() and now < end:
             batch = hub.read(audience, user_id, ordinal)
             body = batch.body
             if batch.gap is not None:
                 body, ordinal = hub.reset(batch.gap)
             elif body or batch.end > ordinal:
                 ordinal = batch.end
-            elif time.monotonic() >= due:
+            elif now >= due:
                 body, seen = hub.heartbeat()
                 if seen != ordinal:
                     continue
             else:
-                self._portable.wait(ordinal, due)
+                self._portable.wait(ordinal, min(due, end))
             if body:
                 yield body
-                due = time.monotonic() + heartbeat
-        yield hub.goodbye("shutdown")
+                due = time.monotonic() + hub.silence()
+            now = time.monotonic()
+        yield hub.goodbye("lifetime" if now >= end else "shutdown")
