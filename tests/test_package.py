@@ -20,7 +20,7 @@ from tests.conftest import require
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
-PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor")
+PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "wheel")
 THREADS = ("flight", "metrics")
 TRANSPORTING = ("broker", "hub", "transport")
 LAYERS = {

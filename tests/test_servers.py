@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests import conftest
 from tests.certificate import Certificate
-from tests.conftest import GunicornFactory, RedisFactory
+from tests.conftest import GunicornFactory, RedisFactory, require
 from tests.sse_client import EventParser, ServerEvent, SSEClient
 
 
@@ -43,6 +44,20 @@ def test_the_parser_keeps_retry_and_comments() -> None:
     parser = EventParser()
     assert parser.feed(b"retry: 1500\nretry: 2s\n: hello\n\n") == []
     assert (parser.retry, parser.comments) == (1500, ["hello"])
+
+
+def test_what_is_missing_skips_a_test_and_fails_it_in_strict_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a laptop a missing tool costs its tests; in CI it must not go unnoticed."""
+    assert Path(require("redis-server")).is_file()
+    assert Path(require("pytest")).is_file()
+    monkeypatch.setattr(conftest, "STRICT", False)
+    with pytest.raises(pytest.skip.Exception, match="missing no-such-tool"):
+        require("no-such-tool")
+    monkeypatch.setattr(conftest, "STRICT", True)
+    with pytest.raises(pytest.fail.Exception, match="missing no-such-tool"):
+        require("no-such-tool")
 
 
 class OneAnswer:
