@@ -117,7 +117,7 @@ class RedisBroker:
     def close(self) -> None:
         self._closed.set()
         pubsub = self._pubsub
-        if pubsub is not None:
+        if pubsub is not None and not self._down:
             try:
                 pubsub.unsubscribe()
             except (redis.RedisError, OSError, RuntimeError):

@@ -57,13 +57,17 @@ class Stream:
 
 
 class Lane:
-    """The streams that are sent the same bytes: one audience class in one framing."""
+    """The streams that are sent the same bytes: one audience class in one framing.
 
-    __slots__ = ("audience", "chunked", "streams")
+    `streams` are those that can be written to, `members` counts the blocked ones as well.
+    """
+
+    __slots__ = ("audience", "chunked", "members", "streams")
 
     def __init__(self, audience: Audience, chunked: bool) -> None:
         self.audience = audience
         self.chunked = chunked
+        self.members = 0
         self.streams: dict[Stream, None] = {}
 
     def wrap(self, body: bytes) -> bytes:
@@ -103,10 +107,10 @@ class Pump:
         self._hub = hub
         self._loop = cast(Any, gevent.get_hub().loop)
         self._lanes: dict[tuple[Audience, bool], Lane] = {}
-        self._blocked: set[Stream] = set()
         self._by_fd: dict[int, Stream] = {}
         self._sweeping = False
         self._behind = False
+        self._deadline = 0.0
         self._epoll = _unpatched("select", "epoll")()
         # An epoll object closes its fd when it goes, and must not take the loop's with it.
         self.loop_epoll = _unpatched("select", "epoll").fromfd(os.dup(self._loop.fileno()))
@@ -134,6 +138,7 @@ class Pump:
         stream = Stream(taken.fd, lane, request.user_id, cursor, live_from)
         self._epoll.register(taken.fd, _GONE)
         self._by_fd[taken.fd] = stream
+        lane.members += 1
         lane.streams[stream] = None
         stream.touched = time.monotonic()
         self._schedule_beat(stream)
@@ -179,15 +184,14 @@ class Pump:
         at = 0
         while at < len(streams):
             at = self._slice(lane, streams, at)
-            # Not sleep(0): fifty such turns pass before the loop looks at its sockets.
-            turn(self._loop.timer(0.0))
-        if not streams:
-            self._retire(lane)
+            if time.monotonic() >= self._deadline:
+                # Not sleep(0): fifty such turns pass before the loop looks at its sockets.
+                turn(self._loop.timer(0.0))
+                self._deadline = time.monotonic() + SLICE
 
     def _slice(self, lane: Lane, streams: list[Stream], at: int) -> int:
-        """Serve *streams* from *at* on until the slice is over; return where to go on."""
+        """Serve *streams* from *at* on until the deadline; return where to go on."""
         now = time.monotonic()
-        deadline = now + SLICE
         bodies: dict[int, tuple[Batch, bytes]] = {}
         write = os.write
         horizon = self._hub.horizon(now)
@@ -226,7 +230,7 @@ class Pump:
                 if sent != len(body):
                     self._block(stream, body, sent)
             at += _RUN
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= self._deadline:
                 break
         return at
 
@@ -271,7 +275,6 @@ class Pump:
     def _block(self, stream: Stream, body: bytes, sent: int) -> None:
         """Keep what the client did not take; a view, so that blocked streams share it."""
         stream.rest = memoryview(body)[sent:]
-        self._blocked.add(stream)
         stream.lane.streams.pop(stream, None)
         self._epoll.modify(stream.fd, _GONE | _EPOLLOUT)
 
@@ -299,9 +302,7 @@ class Pump:
             return
         stream.rest = None
         stream.live_from = self._hub.end
-        self._blocked.discard(stream)
         self._epoll.modify(stream.fd, _GONE)
-        self._lanes.setdefault((stream.lane.audience, stream.lane.chunked), stream.lane)
         stream.lane.streams[stream] = None
         self.wake()
 
@@ -311,13 +312,12 @@ class Pump:
             return
         stream.rest = None
         del self._by_fd[fd]
-        self._blocked.discard(stream)
-        stream.lane.streams.pop(stream, None)
         os.close(fd)
-
-    def _retire(self, lane: Lane) -> None:
-        if not any(stream.lane is lane for stream in self._blocked):
-            self._lanes.pop((lane.audience, lane.chunked), None)
+        lane = stream.lane
+        lane.streams.pop(stream, None)
+        lane.members -= 1
+        if not lane.members:
+            del self._lanes[lane.audience, lane.chunked]
 
     # Heartbeats and lifetimes.
 
@@ -416,15 +416,22 @@ class DetachedStream(Iterator[bytes]):
         opening = self._opening
         response = _gunicorn_response()
         if response is None or not _can_take(response, len(opening.preamble)):
-            self._portable.resume(opening.ordinal)
-            self._next = self._portable.__next__
-            return self._next()
+            return self._go_portable(opening.ordinal)
         pump = self._pump()
-        taken = take_over(response, pump.loop_epoll)
+        try:
+            taken = take_over(response, pump.loop_epoll)
+        except OSError:
+            # Out of file descriptors: this stream can still use the one it has.
+            return self._go_portable(opening.ordinal)
         self._sink = taken.sink
         self._next = _stop
         pump.add(taken, self._request, opening.ordinal, opening.live_from)
         raise StopIteration
+
+    def _go_portable(self, ordinal: int) -> bytes:
+        self._portable.resume(ordinal)
+        self._next = self._portable.__next__
+        return self._next()
 
 
 def possible(environ: dict[str, Any]) -> bool:
