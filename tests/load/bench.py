@@ -57,24 +57,26 @@ class Options:
 class Step:
     """One rate, held for a while.
 
-    :ivar offered: deliveries a second that the rate asks for.
+    :ivar reached: how many streams an event is for.
     """
 
     rate: float
-    offered: float
+    reached: float
     count: Count
     emitted: Emitted
 
     @property
     def share(self) -> float:
         """Which part of what was offered came."""
-        return self.count.rate / self.offered if self.offered else 0.0
+        return self.count.rate / (self.rate * self.reached)
 
     @property
     def sustained(self) -> bool:
         """Whether the rate could be held for ever."""
+        # Where a window of few events begins and ends makes a difference of one.
+        share = self.share + 1 / (self.rate * self.count.seconds)
         return (
-            self.share >= _SUSTAINED_SHARE
+            share >= _SUSTAINED_SHARE
             and 0 <= self.count.p99_ms < _SUSTAINED_P99_MS
             and self.count.resets == 0
         )
@@ -114,10 +116,11 @@ class Load:
         self, rate: float, seconds: float, measure: Callable[[float], Count] | None = None
     ) -> Step:
         """Hold *rate* for *seconds*, after a warm-up."""
-        self.start(rate, _WARM_UP + seconds + _TAIL)
-        self.streams.count(_WARM_UP)
+        warm_up = min(_WARM_UP, seconds)
+        self.start(rate, warm_up + seconds + _TAIL)
+        self.streams.count(warm_up)
         count = (measure or self.streams.count)(seconds)
-        return Step(rate, rate * self._count / self._spread, count, self.wait())
+        return Step(rate, self._count / self._spread, count, self.wait())
 
     def highest(self, start: float, seconds: float, growth: float, max_steps: int) -> Step | None:
         """Step the rate and return the highest that is sustained."""

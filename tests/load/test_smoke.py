@@ -1,0 +1,216 @@
+"""The load benchmark, with little load: it must work and be right; how fast is not asked here."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.conftest import require
+from tests.load import streams
+from tests.load.bench import Options, floor_body
+from tests.load.clients import Drained, Streams
+from tests.load.peers import FLASK_SSE, SSE_STARLETTE
+from tests.load.report import Report
+
+SMALL = Options(
+    streams=200,
+    rate=50.0,
+    seconds=0.5,
+    every=1,
+    peers=False,
+    floor=False,
+    max_rate=50.0,
+    max_steps=2,
+    stall_seconds=1.0,
+    peer_streams=10,
+)
+EVERYTHING = {
+    "failed": 0,
+    "streams": 200,
+    "streams checked": 200,
+    "complete": 200,
+    "events missing": 0,
+    "events repeated": 0,
+    "closed by the server": 0,
+}
+FIGURES = {
+    "steady": ("delivered/s", "latency p99", "worker CPU", "memory per stream", "view p99"),
+    "tenth": ("delivered/s", "latency p99", "worker CPU", "view p99"),
+    "overload": ("delivered/s in overload", "memory at most", "view p99 in overload"),
+    "idle": ("memory per stream", "worker CPU"),
+    "connect": ("connected in", "streams accepted/s"),
+    "storm": ("missed by each stream", "back in"),
+    "stalled": ("p99 of the others, second half", "memory growth in the second half"),
+}
+
+
+@pytest.fixture(autouse=True)
+def programs() -> None:
+    """Require what every scenario needs."""
+    require("gcc")
+    require("redis-server")
+
+
+def smoke(scenario: str, **options: Any) -> Report:
+    """Run *scenario* small, and check that each stream got each event once and in order."""
+    report = streams.run(scenario, replace(SMALL, **options))
+    values = report.values()
+    assert {name: values[name] for name in EVERYTHING} == EVERYTHING
+    assert [name for name in FIGURES[scenario] if values[name] is None] == []
+    return report
+
+
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+@pytest.mark.parametrize("scenario", streams.SCENARIOS)
+def test_every_stream_gets_every_event_once_and_in_order(scenario: str, broker: str) -> None:
+    """Every scenario ends with the streams where they should be, and with its figures."""
+    report = smoke(scenario, broker=broker)
+    assert report["events skipped by a reset"] == 0
+    assert any(figure.target for figure in report.figures)
+
+
+def test_portable_streams_and_several_workers_are_measured_too() -> None:
+    """The options reach the server."""
+    smoke("steady", transport="portable", workers=2)
+
+
+def test_a_storm_reads_redis_once_for_all_streams() -> None:
+    """What 200 streams missed is in the worker already, or is read once, not 200 times."""
+    report = smoke("storm")
+    assert report["missed by each stream"] == 100
+    reads = report["Redis reads in the storm"]
+    assert isinstance(reads, int)
+    assert 0 <= reads < 20
+
+
+def test_the_floor_and_the_highest_rate_are_in_the_table() -> None:
+    """The same run measures what to compare with."""
+    report = smoke("steady", floor=True, find_max=True)
+    for name in ("floor sends/s", "floor deliveries/s", "deliveries/s to floor"):
+        assert isinstance(report[name], float)
+    assert "highest sustained rate" in report.values()
+    assert any("deliveries/s to floor" in line and "0.75" in line for line in report.lines())
+
+
+def test_peers_are_measured_where_they_are_installed() -> None:
+    """They come with the extra `load`, which nothing else needs."""
+    missing = FLASK_SSE.missing + SSE_STARLETTE.missing
+    if missing:
+        pytest.skip(f"missing {', '.join(missing)}")
+    report = smoke("steady", peers=True)
+    assert isinstance(report["flask-sse deliveries/s"], float)
+    assert isinstance(report["sse-starlette + uvicorn deliveries/s"], float)
+
+
+def test_the_command_prints_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` is for those who keep figures over time."""
+    arguments = ["idle", "--json", "--broker", "memory", "--streams", "5", "--seconds", "0.5"]
+    assert streams.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["streams"] == 5
+
+
+def test_memory_broker_with_several_workers_is_refused() -> None:
+    """The events of one worker would not reach the streams of the others."""
+    with pytest.raises(SystemExit):
+        streams.main(["--broker", "memory", "--workers", "2"])
+
+
+@pytest.mark.parametrize(
+    ("write", "frame"), [(338.0, 338.0), (4715.2, 334.1), (40000.0, 331.0), (50.0, 50.0)]
+)
+def test_the_floor_writes_as_many_bytes_as_the_server(write: float, frame: float) -> None:
+    """A send() costs by its size, so the floor is only one at the same size."""
+    body = floor_body(write, frame)
+    size, _, rest = body.partition(b"\r\n")
+    assert len(rest) == int(size, 16) + 2
+    assert abs(len(body) - max(write, 70)) <= 16
+    assert rest.count(b"\n\n") == max(1, round((write - 16) / frame))
+
+
+# The client: one that is wrong makes every figure wrong.
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def frame(number: int) -> bytes:
+    """Return event *number* as one chunk."""
+    text = b'id: 9-%d\nevent: a.b\ndata: {"data":"ts=1 seq=%d xxx"}\n\n' % (number, number)
+    return b"%x\r\n%b\r\n" % (len(text), text)
+
+
+RESET = b'2f\r\nid: 9-9\nevent: stream.reset\ndata: {"reason":1}\n\n\r\n'
+
+
+def receive(
+    *connections: bytes, total: int, cut: int = 1 << 20, timeout: float = 5.0
+) -> tuple[Drained, list[bytes]]:
+    """Serve each of *connections* in turn to one stream, in parts of *cut* bytes."""
+    requests: list[bytes] = []
+
+    def serve() -> None:
+        for wire in connections:
+            with listener.accept()[0] as sock:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                requests.append(sock.recv(4096))
+                sock.sendall(HEAD)
+                for start in range(0, len(wire), cut):
+                    sock.sendall(wire[start : start + cut])
+                sock.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        with Streams(listener.getsockname()[1], 1, "/%d") as client:
+            for number, _ in enumerate(connections, 1):
+                client.connect()
+                last = number == len(connections)
+                drained = client.drain(total if last else number, timeout=timeout)
+                client.drop()
+        server.join(10.0)
+    return drained, requests
+
+
+@pytest.mark.parametrize("cut", [1, 7, 64, 1 << 20])
+def test_the_client_counts_events_wherever_they_are_cut(cut: int) -> None:
+    """Packets end anywhere."""
+    drained, requests = receive(b"".join(map(frame, range(20))), total=20, cut=cut)
+    assert drained.flawless
+    assert requests[0].startswith(b"GET /0 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "missing", "repeated"),
+    [((0, 2, 3), 1, 0), ((1, 2, 3), 1, 0), ((0, 1, 1, 2, 3), 0, 1), ((0, 2, 1, 3), 1, 1)],
+)
+def test_the_client_notices_holes_repeats_and_disorder(
+    numbers: tuple[int, ...], missing: int, repeated: int
+) -> None:
+    """Each event comes exactly once and in order, or it is counted."""
+    drained, _ = receive(b"".join(map(frame, numbers)), total=4)
+    assert (drained.complete, drained.missing, drained.repeated) == (1, missing, repeated)
+    assert not drained.flawless
+
+
+def test_the_client_takes_a_hole_after_a_reset_as_announced() -> None:
+    """Skipped with a reset is not the same as missing."""
+    drained, _ = receive(frame(0) + RESET + frame(3), total=4)
+    assert (drained.missing, drained.skipped, drained.resets) == (0, 2, 1)
+
+
+def test_the_client_notices_a_stream_that_falls_short() -> None:
+    """The end of the events must come, too."""
+    assert receive(frame(0), total=1)[0].complete == 1
+    assert receive(frame(0), total=2, timeout=0.2)[0].complete == 0
+
+
+def test_the_client_comes_back_with_its_last_id() -> None:
+    """A position is what a reconnect starts from."""
+    drained, requests = receive(frame(0), frame(1), total=2)
+    assert drained.flawless
+    assert b"Last-Event-ID" not in requests[0]
+    assert b"Last-Event-ID: 9-0\r\n" in requests[1]
