@@ -39,21 +39,33 @@ _logger = logging.getLogger("flask_noc_realtime")
 
 
 class Stream:
-    """One detached connection. The pump owns it; only the pump writes to `fd`.
+    """One detached connection. The pump owns it, and nobody else writes to it.
 
-    `fd` is -1 once closed; a number that was closed may be another client's by now.
+    A send to one that was closed meanwhile fails by itself, whoever has its old number now.
     """
 
-    __slots__ = ("cursor", "fd", "lane", "live_from", "rest", "touched", "user_id")
+    __slots__ = ("client", "cursor", "lane", "live_from", "rest", "touched", "user_id")
 
-    def __init__(self, fd: int, lane: Lane, user_id: str | None, cursor: int, live_from: int):
-        self.fd = fd
+    def __init__(
+        self,
+        client: _socket.socket,
+        lane: Lane,
+        user_id: str | None,
+        cursor: int,
+        live_from: int,
+    ) -> None:
+        self.client = client
         self.lane = lane
         self.user_id = user_id
         self.cursor = cursor
         self.live_from = live_from
         self.rest: memoryview | None = None
         self.touched = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone."""
+        return self.client.fileno() < 0
 
 
 class Lane:
@@ -78,12 +90,12 @@ class Lane:
 class Taken(NamedTuple):
     """A connection that was taken over.
 
-    :ivar fd: the client.
+    :ivar client: the connection, not blocking; sends cost a tenth less than writes to its fd.
     :ivar chunked: whether the head announced chunks.
     :ivar sink: the far end of what the server was left with.
     """
 
-    fd: int
+    client: _socket.socket
     chunked: bool
     sink: _socket.socket
 
@@ -135,9 +147,10 @@ class Pump:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(*key)
-        stream = Stream(taken.fd, lane, request.user_id, cursor, live_from)
-        self._epoll.register(taken.fd, _GONE)
-        self._by_fd[taken.fd] = stream
+        stream = Stream(taken.client, lane, request.user_id, cursor, live_from)
+        fd = taken.client.fileno()
+        self._epoll.register(fd, _GONE)
+        self._by_fd[fd] = stream
         lane.members += 1
         lane.streams[stream] = None
         stream.touched = time.monotonic()
@@ -193,13 +206,12 @@ class Pump:
         """Serve *streams* from *at* on until the deadline; return where to go on."""
         now = time.monotonic()
         bodies: dict[int, tuple[Batch, bytes]] = {}
-        write = os.write
         horizon = self._hub.horizon(now)
         newest = self._hub.end
         cursor, batch, body, special = -1, _NOTHING, b"", False
         while at < len(streams):
             for stream in streams[at : at + _RUN]:
-                if stream.rest is not None or stream.fd < 0:
+                if stream.rest is not None:
                     continue
                 if stream.cursor != cursor:
                     cursor = stream.cursor
@@ -219,7 +231,7 @@ class Pump:
                     stream.cursor = batch.end
                     continue
                 try:
-                    sent = write(stream.fd, body)
+                    sent = stream.client.send(body)
                 except BlockingIOError:
                     sent = 0
                 except OSError:
@@ -260,7 +272,7 @@ class Pump:
         if not wire:
             return
         try:
-            sent = os.write(stream.fd, wire)
+            sent = stream.client.send(wire)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -276,7 +288,7 @@ class Pump:
         """Keep what the client did not take; a view, so that blocked streams share it."""
         stream.rest = memoryview(body)[sent:]
         stream.lane.streams.pop(stream, None)
-        self._epoll.modify(stream.fd, _GONE | _EPOLLOUT)
+        self._epoll.modify(stream.client.fileno(), _GONE | _EPOLLOUT)
 
     def _on_ready(self) -> None:
         for fd, events in self._epoll.poll(0, 256):
@@ -290,7 +302,7 @@ class Pump:
 
     def _unblock(self, stream: Stream, rest: memoryview) -> None:
         try:
-            sent = os.write(stream.fd, rest)
+            sent = stream.client.send(rest)
         except BlockingIOError:
             return
         except OSError:
@@ -302,17 +314,16 @@ class Pump:
             return
         stream.rest = None
         stream.live_from = self._hub.end
-        self._epoll.modify(stream.fd, _GONE)
+        self._epoll.modify(stream.client.fileno(), _GONE)
         stream.lane.streams[stream] = None
         self.wake()
 
     def _drop(self, stream: Stream) -> None:
-        fd, stream.fd = stream.fd, -1
-        if fd < 0:
+        if stream.closed:
             return
         stream.rest = None
-        del self._by_fd[fd]
-        os.close(fd)
+        del self._by_fd[stream.client.fileno()]
+        stream.client.close()
         lane = stream.lane
         lane.streams.pop(stream, None)
         lane.members -= 1
@@ -346,24 +357,24 @@ class Pump:
         for stream in self._beats.take(now):
             if stream.rest is None and now - stream.touched >= quiet:
                 self._beat_one(stream, body, end, now)
-            if stream.fd >= 0:
+            if not stream.closed:
                 self._schedule_beat(stream)
         self._arm()
 
     def _end(self, stream: Stream, reason: str) -> None:
         """Say goodbye and close; amid a write that is still owed, only close."""
-        if stream.fd < 0:
+        if stream.closed:
             return
         if stream.rest is None:
             body = stream.lane.wrap(self._hub.goodbye(reason))
             try:
-                os.write(stream.fd, body + LAST_CHUNK if stream.lane.chunked else body)
+                stream.client.send(body + LAST_CHUNK if stream.lane.chunked else body)
             except OSError:
                 pass
         self._drop(stream)
 
     def _beat_one(self, stream: Stream, body: bytes, end: int, now: float) -> None:
-        if stream.fd < 0:
+        if stream.closed:
             return
         if stream.cursor != end:
             batch = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
@@ -457,11 +468,12 @@ def take_over(response: Any, loop_epoll: Any) -> Taken:
     sock = response.sock
     fd = sock.fileno()
     _tune(sock)
-    client = os.dup(fd)
+    client = _socket.socket(sock.family, sock.type, sock.proto, os.dup(fd))
+    client.setblocking(False)
     try:
         ours, theirs = _socket.socketpair()
     except OSError:
-        os.close(client)
+        client.close()
         raise
     # The duplicate keeps the connection open, so the kernel would keep reporting it under the
     # server's number, and after dup2 nobody could name that registration any more.
