@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import subprocess
@@ -21,14 +22,16 @@ _HEADROOM = 60.0
 
 
 @cache
-def _built() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="noc-load-")
+def _programs() -> Path:
+    directory = tempfile.TemporaryDirectory(prefix="noc-load-")
+    atexit.register(directory.cleanup)
+    return Path(directory.name)
 
 
 @cache
 def compiled(name: str) -> str:
     """Compile ``<name>.c`` and return the program; it goes away with this process."""
-    program = str(Path(_built().name) / name)
+    program = str(_programs() / name)
     subprocess.run(["gcc", "-O2", "-o", program, str(_HERE / f"{name}.c")], check=True)
     return program
 
