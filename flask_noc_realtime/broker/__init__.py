@@ -28,12 +28,18 @@ class Broker(Protocol):
     shared: bool
     """Whether events reach other processes."""
 
-    def publish(self, record: bytes, key: str, *, again: bool = False) -> str:
+    def publish(self, record: bytes, key: str) -> str:
         """Append *record* to the total order and return its position.
 
         :param key: unique to the event, so that a second attempt can be recognised.
-        :param again: an earlier attempt may have succeeded unnoticed; publish at most once.
-        :raises BrokerUnavailable: when nothing is known to be published; try *again*.
+        :raises BrokerUnavailable: when it is not known to be published.
+        """
+
+    def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
+        """Append records with their keys, in order, and return their positions.
+
+        :param again: an earlier attempt may have succeeded unnoticed; publish none twice.
+        :raises BrokerUnavailable: when not all are known to be published; try *again*.
         """
 
     def ping(self) -> None:

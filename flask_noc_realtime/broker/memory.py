@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Sequence
 
 from ..eventlog import Entry, EventLog
 from . import Sink
@@ -27,13 +28,16 @@ class MemoryBroker:
         self._log = EventLog(max_events, max_bytes, base=f"{self._epoch}-0")
         self._sink: Sink | None = None
 
-    def publish(self, record: bytes, key: str, *, again: bool = False) -> str:
+    def publish(self, record: bytes, key: str) -> str:
         with self._lock:
             entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)
             self._log.append(entry)
             if self._sink is not None:
                 self._sink.deliver([entry])
         return entry.position
+
+    def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
+        return [self.publish(record, key) for record, key in events]
 
     def ping(self) -> None:
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,22 +19,30 @@ from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..eventlog import Entry
 from . import Sink
 
-# One entry that carries no event opens every stream, so that a position can always be found.
+# One entry that carries no event opens every log, so that a position can always be found.
 # Each message names its predecessor: a hole shows with the next message, whatever made it.
 _PUBLISH = """
-local log, channel = KEYS[1], KEYS[2]
-local record, key, cap, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-if again == '1' then
+local log, channel, cap = KEYS[1], KEYS[2], ARGV[1]
+local published = {}
+if ARGV[2] == '1' then
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', cap)) do
-    if entry[2][4] == key then return entry[1] end
+    published[entry[2][4]] = entry[1]
   end
 end
-local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-local before
-if last[1] then before = last[1][1] else before = redis.call('XADD', log, '*', 'r', '', 'k', '') end
-local position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
-redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
-return position
+local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', '')
+local positions = {}
+for i = 3, #ARGV, 2 do
+  local record, key = ARGV[i], ARGV[i + 1]
+  local position = published[key]
+  if not position then
+    position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
+    redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
+    before = position
+  end
+  positions[#positions + 1] = position
+end
+return positions
 """
 _FOUND = """
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('XADD', KEYS[1], '*', 'r', '', 'k', '') end
@@ -91,16 +99,19 @@ class RedisBroker:
         self._down = False
         self._failures = 0
 
-    def publish(self, record: bytes, key: str, *, again: bool = False) -> str:
+    def publish(self, record: bytes, key: str) -> str:
+        events = [(record, key)]
         try:
-            return self._publish_once(record, key, again)
+            return self._run_script(events, again=False)[0]
         except redis.TimeoutError as error:
             raise self._unavailable(error) from error
         except (redis.RedisError, OSError):
             # A connection Redis closed meanwhile says nothing about Redis now.
-            pass
+            return self.publish_all(events, again=True)[0]
+
+    def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
         try:
-            return self._publish_once(record, key, True)
+            return self._run_script(events, again=again)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -130,12 +141,15 @@ class RedisBroker:
             self._publish = client.register_script(_PUBLISH)
         return self._publish
 
-    def _publish_once(self, record: bytes, key: str, again: bool) -> str:
-        position: bytes = self._publish_script()(
-            keys=[self._log_key, self._channel],
-            args=[record, key, self._options.history_events, int(again)],
-        )
-        return position.decode()
+    def _run_script(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
+        arguments: list[bytes | str | int] = [self._options.history_events, int(again)]
+        for event in events:
+            arguments += event
+        script = self._publish_script()
+        return [
+            position.decode()
+            for position in script(keys=[self._log_key, self._channel], args=arguments)
+        ]
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(
