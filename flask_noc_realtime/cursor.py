@@ -8,6 +8,7 @@ from .audience import Audience, Verdict
 from .eventlog import EventLog
 
 _PAGE = 512
+_BATCHES = 64
 
 
 class Batch(NamedTuple):
@@ -50,7 +51,7 @@ class Reader:
         key = (audience, ordinal)
         batch = self._batches.get(key)
         if batch is None:
-            if len(self._batches) >= _PAGE:
+            if len(self._batches) >= _BATCHES:
                 self._batches.clear()
             batch = self._batches[key] = read(self._log, audience, ordinal, self._limit)
         return batch
