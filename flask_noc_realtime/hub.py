@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from .audience import Audience
@@ -218,6 +219,7 @@ class Hub:
             listener()
 
 
+@lru_cache(maxsize=8)
 def reset_frame(reason: str, position: str) -> bytes:
     """Encode the event that tells a client to fetch everything again."""
     return control("stream.reset", {"reason": reason, "position": position}, id=position)
