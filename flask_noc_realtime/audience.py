@@ -39,7 +39,7 @@ class TypeFilter:
         """
         if len(text) > MAX_FILTER_LENGTH:
             raise ParameterError(f"types is longer than {MAX_FILTER_LENGTH} characters")
-        patterns = {part.strip() for part in text.split(",")} - {""}
+        patterns = {part.strip(" ") for part in text.split(",")} - {""}
         if len(patterns) > MAX_PATTERNS:
             raise ParameterError(f"types names more than {MAX_PATTERNS} patterns")
         for pattern in patterns:

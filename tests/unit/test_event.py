@@ -1,0 +1,195 @@
+"""Events: what may be emitted, and how it travels."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from flask_noc_realtime.errors import EventError, PayloadTooLarge, UnknownTypeError
+from flask_noc_realtime.event import CATALOGUE, Catalogue, Event, parse_rule, split_record
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc)
+LIMIT = 256 * 1024
+
+
+def event(data: Any = None, **options: Any) -> Event:
+    """Return an event at a fixed time."""
+    return Event("incident.created", data, NOW, **options)
+
+
+def test_the_envelope_is_type_data_and_utc_timestamp_on_one_line() -> None:
+    """The browser gets these three and never who may see them."""
+    made = event({"id": 7, "text": "é\n"}, permissions=("incidents.read",), user_id="7")
+    assert (
+        made.envelope(LIMIT)
+        == (
+            '{"type":"incident.created","data":{"id":7,"text":"é\\n"},'
+            '"timestamp":"2026-01-02T03:04:05.000678Z"}'
+        ).encode()
+    )
+
+
+def test_a_record_gives_back_rule_and_envelope() -> None:
+    """What a broker carries says who may see it apart from what they see."""
+    made = event({"id": 7}, permissions=["b", "a", "b"], user_id="7")
+    rule, envelope = split_record(made.record(LIMIT))
+    assert (rule.type, rule.permissions, rule.user_id) == (
+        "incident.created",
+        frozenset({"a", "b"}),
+        "7",
+    )
+    assert envelope == made.envelope(LIMIT)
+    assert b"permissions" not in envelope
+
+
+def test_equal_headers_share_one_rule() -> None:
+    """Audiences remember verdicts by rule, so rules are interned."""
+    header = b'["incident.created",null,null]'
+    assert parse_rule(header) is parse_rule(bytes(header))
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"{}\n{}", b"[]\n{}", b'["x",null,null]\n{}', b'["a.b",null,null]', b"\xff\n{}"]
+)
+def test_foreign_bytes_are_no_record(record: bytes) -> None:
+    """Something else in the Redis stream must not become an event."""
+    with pytest.raises(EventError, match="Not an event record"):
+        split_record(record)
+
+
+def test_common_values_of_services_are_converted() -> None:
+    """Dates, UUIDs, decimals, enums and dataclasses occur in every service layer."""
+
+    class Severity(Enum):
+        HIGH = "high"
+
+    @dataclass
+    class Device:
+        name: str
+        since: date
+
+    identifier = uuid.UUID(int=1)
+    data = {
+        "at": NOW,
+        "id": identifier,
+        "load": Decimal("0.5"),
+        "severity": Severity.HIGH,
+        "device": Device("core1", date(2026, 1, 2)),
+    }
+    assert json.loads(event(data).envelope(LIMIT))["data"] == {
+        "at": "2026-01-02T03:04:05.000678+00:00",
+        "id": str(identifier),
+        "load": "0.5",
+        "severity": "high",
+        "device": {"name": "core1", "since": "2026-01-02"},
+    }
+
+
+@dataclass
+class Holder:
+    """Something a service might send by mistake."""
+
+    owner: object
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        ({"devices": [1, 2, 3, {"owner": object()}]}, r"data\.devices\[3\]\.owner is a object"),
+        ({"load": float("nan")}, r"data\.load is nan"),
+        ({"text": "\ud800"}, r"data\.text holds half a surrogate pair"),
+        ({"by": {(1, 2): 3}}, r"data\.by has a key that is not a string"),
+        ({"x": Holder(object())}, r"data\.x\.owner is a object"),
+        (object(), r"data is a object"),
+    ],
+)
+def test_data_that_is_not_json_is_refused_with_its_key_path(data: Any, path: str) -> None:
+    """The developer must find the value in a payload of hundreds."""
+    with pytest.raises(EventError, match=path):
+        event(data).envelope(LIMIT)
+
+
+def test_data_that_contains_itself_is_refused() -> None:
+    """A loop of references must not take the service down."""
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(EventError, match="contains itself"):
+        event(loop).envelope(LIMIT)
+
+
+def test_the_limit_counts_the_bytes_of_the_envelope() -> None:
+    """Exactly the limit passes, one more does not."""
+    size = len(event("").envelope(LIMIT))
+    assert len(event("x" * (LIMIT - size)).envelope(LIMIT)) == LIMIT
+    with pytest.raises(PayloadTooLarge, match=r"262145 bytes and the limit is 262144.*MAX_EVENT"):
+        event("x" * (LIMIT - size + 1)).envelope(LIMIT)
+
+
+def test_ten_megabytes_are_refused() -> None:
+    """A payload like this would be sent to every browser."""
+    with pytest.raises(PayloadTooLarge):
+        event("x" * 10_000_000).envelope(LIMIT)
+
+
+@pytest.mark.parametrize("permissions", [[], (), frozenset(), "incidents.read", [""], [1]])
+def test_unclear_permissions_are_refused(permissions: Any) -> None:
+    """An empty list computed by mistake must not mean everyone."""
+    with pytest.raises(EventError, match="permissions"):
+        event(permissions=permissions)
+
+
+@pytest.mark.parametrize("user_id", ["", 7])
+def test_unclear_users_are_refused(user_id: Any) -> None:
+    """An int never equals the str of an identity, and nobody would see the event."""
+    with pytest.raises(EventError, match="user_id"):
+        event(user_id=user_id)
+
+
+def test_a_time_without_zone_is_refused() -> None:
+    """A browser would read it in its own zone."""
+    with pytest.raises(EventError, match="time zone"):
+        Event("incident.created", None, datetime(2026, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        *("", "incident", "Incident.created", "incident.", ".created", "incident created"),
+        *("a.b\n", "a\r.b", "a\0.b", "incident.*", "é.b", "a." + "b" * 200, None, 7, b"a.b"),
+    ],
+)
+def test_malformed_types_are_refused(type: Any) -> None:
+    """CR, LF and NUL would forge fields, and wildcards would match themselves."""
+    with pytest.raises(EventError, match="is not an event type"):
+        Catalogue().register(type)
+
+
+@pytest.mark.parametrize("type", ["stream.open", "stream.reset", "stream.close"])
+def test_control_events_cannot_be_emitted(type: str) -> None:
+    """A forged reset would make every browser fetch at once."""
+    with pytest.raises(EventError, match="control event"):
+        Catalogue().register(type)
+
+
+def test_unknown_types_are_refused_with_the_known_ones() -> None:
+    """A typing error would be an event nobody listens to."""
+    with pytest.raises(UnknownTypeError, match=r"'incident\.craeted'.*incident\.created, .*"):
+        Catalogue().check("incident.craeted")
+
+
+def test_registered_types_and_a_lenient_catalogue_are_accepted() -> None:
+    """Apps have events of their own."""
+    catalogue = Catalogue()
+    catalogue.register("link.flapped")
+    catalogue.check("link.flapped")
+    assert catalogue.types() == tuple(sorted([*CATALOGUE, "link.flapped"]))
+    Catalogue(strict=False).check("any.thing")
+    with pytest.raises(EventError):
+        Catalogue(strict=False).check("not a type")
