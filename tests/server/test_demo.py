@@ -1,0 +1,108 @@
+"""The demo: a legacy app, and the same app live."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from demo_app.simulator import DEVICES, Network, devices
+from tests.conftest import RedisFactory
+from tests.demo import ROOT, Demo
+from tests.processes import wait_until
+
+
+def test_the_legacy_files_know_nothing_of_real_time() -> None:
+    """The services are not touched; only the wiring is."""
+    for path in (ROOT / "demo_app" / "legacy").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            assert not any("realtime" in name for name in [module, *names]), path
+
+
+def test_the_network_has_two_hundred_devices_and_tells_the_same_story_for_a_seed() -> None:
+    """A demo that is different every time cannot be shown twice."""
+    assert len({device.name for device in devices()}) == DEVICES
+    first, second = Network(7), Network(7)
+    assert [first.step() for _ in range(300)] == [second.step() for _ in range(300)]
+
+
+def test_the_story_has_every_kind_of_event() -> None:
+    """Incidents, logs, server status changes and automation runs."""
+    network = Network(7)
+    seen = {(call.service, call.method) for _ in range(500) for call in network.step()}
+    assert seen == {
+        ("incidents", "create"),
+        ("incidents", "change_status"),
+        ("servers", "set_status"),
+        ("logs", "add"),
+        ("automations", "start"),
+        ("automations", "complete"),
+    }
+
+
+def test_an_acknowledgement_through_the_old_endpoint_reaches_a_stream(tmp_path: Path) -> None:
+    """From memory, with one worker, as `make demo` serves it; Ctrl-C ends it without a trace."""
+    with Demo(tmp_path, DEMO_RATE="50") as demo:
+        page = urllib.request.urlopen(demo.url, timeout=10)
+        assert b"data-position" in page.read()
+        incident = demo.incident()
+        with demo.stream("?types=incident.updated") as stream:
+            assert stream.next_event().type == "stream.open"
+            demo.acknowledge(incident["id"], "kim")
+            event = stream.events_until(lambda e: e.type == "incident.updated")[-1]
+            assert event.json["data"]["acknowledged_by"] == "kim"
+            assert demo.stop(signal.SIGINT) == 0
+            assert stream.until_end()[-1].type == "stream.close"
+        assert "Traceback" not in demo.output.read_text()
+
+
+def test_four_workers_on_redis_share_one_simulation(
+    tmp_path: Path, redis_server: RedisFactory
+) -> None:
+    """One worker drives, every worker's streams see it, and another takes over when it dies."""
+    redis = redis_server()
+    with Demo(tmp_path, DEMO_RATE="50", REDIS_URL=redis.url) as demo:
+        lock = wait_until(lambda: next(tmp_path.glob("*/simulator.lock"), None), 20, "a driver")
+        assert lock is not None
+        driver = int(wait_until(lock.read_text, 20, "the driver's number"))
+        streams = [demo.stream("?types=log.added") for _ in range(12)]
+        for stream in streams:
+            assert stream.events_until(lambda e: e.type == "log.added", 20)
+        os.kill(driver, signal.SIGKILL)
+        wait_until(lambda: lock.read_text() not in ("", str(driver)), 20, "another driver")
+        alive = [stream for stream in streams if not _cut(stream)]
+        assert alive
+        position = alive[0].last_event_id
+        with demo.stream(f"?types=log.added&last_event_id={position}") as stream:
+            assert stream.events_until(lambda e: e.type == "log.added", 20)
+        for stream in streams:
+            stream.close()
+
+
+def _cut(stream: object) -> bool:
+    """Tell whether the stream died with its worker."""
+    from tests.sse_client import SSEClient
+
+    assert isinstance(stream, SSEClient)
+    try:
+        stream.events_until(lambda e: e.type == "log.added", 20)
+    except EOFError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_demo_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+    """Its database goes with it, and the port is free again."""
+    with Demo(tmp_path) as demo:
+        assert list(tmp_path.glob("noc-demo-*"))
+        demo.stop(number)
+    assert not list(tmp_path.glob("noc-demo-*"))
+    with pytest.raises(OSError):
+        urllib.request.urlopen(demo.url, timeout=5)
