@@ -1,0 +1,67 @@
+"""The app the transport tests serve."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask, Request, current_app, jsonify, request
+
+from flask_noc_realtime import Identity, NocRealtime
+
+realtime = NocRealtime()
+
+
+@realtime.identity_loader
+def identity(request: Request) -> Identity | None:
+    """Return who the test says it is, by headers; nobody without X-User."""
+    user = request.headers.get("X-User")
+    if user is None:
+        return None
+    permissions = request.headers.get("X-Permissions", "")
+    return Identity(user_id=user, permissions=frozenset(permissions.split(",")) - {""})
+
+
+def create_app() -> Flask:
+    """Return an app that emits what it is asked to, configured by the environment."""
+    app = Flask(__name__)
+    app.config.update(
+        {
+            key: value
+            for key, value in os.environ.items()
+            if key.startswith("NOC_REALTIME_") and not key.startswith("NOC_REALTIME_TEST_")
+        }
+    )
+    realtime.init_app(app)
+    app.add_url_rule("/emit", view_func=emit, methods=["POST"])
+    app.add_url_rule("/burst", view_func=burst, methods=["POST"])
+    app.add_url_rule("/state", view_func=state)
+    return app
+
+
+def emit() -> Any:
+    """Emit one event and return its position."""
+    return jsonify(position=realtime.emit(**request.get_json()))
+
+
+def burst() -> Any:
+    """Emit numbered events of one type and return their positions."""
+    wanted = request.get_json()
+    padding = "x" * wanted.get("size", 0)
+    positions = [
+        realtime.emit(wanted["type"], {"n": number, "padding": padding})
+        for number in range(wanted["first"], wanted["first"] + wanted["count"])
+    ]
+    return jsonify(positions=positions)
+
+
+def state() -> Any:
+    """Return what this worker holds."""
+    process = current_app.extensions["noc_realtime"].process()
+    pump = process._pump
+    return jsonify(
+        pid=os.getpid(),
+        detached=pump.streams if pump is not None else 0,
+        portable=process._portable.streams,
+        files=len(os.listdir("/proc/self/fd")),
+    )
