@@ -17,6 +17,8 @@ from .hub import Hub
 from .transport import StreamRequest
 from .transport.portable import Portable, PortableStream
 
+_GOODBYE = 1.0
+
 _logger = logging.getLogger("flask_noc_realtime")
 
 
@@ -84,8 +86,10 @@ class Process:
         atexit.unregister(self.close)
         if self._pump is not None:
             self._pump.close("shutdown")
-        self.emitter.close()
         self.hub.close()
+        # At exit under gevent nothing else lets the streams' greenlets run once more.
+        self._portable.drain(_GOODBYE)
+        self.emitter.close()
 
     def _detached_pump(self) -> Any:
         with self._lock:

@@ -52,3 +52,9 @@ def gunicorn_worker() -> Any | None:
                 return candidate
         frame = frame.f_back
     return None
+
+
+def gunicorn_response() -> Any | None:
+    """Return the gevent worker's own object for the response it is iterating over."""
+    frame = server_frame("gunicorn.workers.base_async", "handle_request")
+    return None if frame is None else frame.f_locals.get("resp")

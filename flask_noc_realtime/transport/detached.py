@@ -21,7 +21,7 @@ from ..cursor import Batch
 from ..frame import LAST_CHUNK, chunk
 from ..hub import SPREAD, Hub
 from ..wheel import Wheel
-from . import StreamRequest, server_frame
+from . import StreamRequest, gunicorn_response
 from .portable import Portable, PortableStream
 
 SLICE = 0.001
@@ -425,7 +425,7 @@ class DetachedStream(Iterator[bytes]):
 
     def _detach(self) -> bytes:
         opening = self._opening
-        response = _gunicorn_response()
+        response = gunicorn_response()
         if response is None or not _can_take(response, len(opening.preamble)):
             return self._go_portable(opening.ordinal)
         pump = self._pump()
@@ -485,11 +485,6 @@ def take_over(response: Any, loop_epoll: Any) -> Taken:
     theirs.close()
     ours.shutdown(socket.SHUT_WR)
     return Taken(client, response.chunked, ours)
-
-
-def _gunicorn_response() -> Any | None:
-    frame = server_frame("gunicorn.workers.base_async", "handle_request")
-    return None if frame is None else frame.f_locals.get("resp")
 
 
 def _can_take(response: Any, preamble: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..hub import Hub
-from . import StreamRequest, gunicorn_worker
+from . import StreamRequest, gunicorn_response, gunicorn_worker
 
 _WORKER_CHECK = 1.0
 
@@ -42,6 +42,11 @@ class Portable:
         with self._more:
             self.streams -= 1
             self._more.notify_all()
+
+    def drain(self, timeout: float) -> None:
+        """Wait up to *timeout* seconds until every stream has ended, once the hub is closed."""
+        with self._more:
+            self._more.wait_for(lambda: self.streams <= 0, timeout)
 
     def wait(self, ordinal: int, deadline: float) -> None:
         """Wait until the log passes *ordinal*, the hub closes, or *deadline* comes."""
@@ -135,4 +140,9 @@ class PortableStream(Iterator[bytes]):
                 yield body
                 due = time.monotonic() + hub.silence()
             now = time.monotonic()
+        if hub.closing.is_set():
+            response = gunicorn_response()
+            if response is not None:
+                # The gevent worker counts a connection it keeps alive as one it must wait for.
+                response.force_close()
         yield hub.goodbye("lifetime" if now >= end else "shutdown")

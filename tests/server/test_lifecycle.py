@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
 
-from flask_noc_realtime import ConfigError, NocRealtime
-from tests.conftest import GunicornFactory, RedisFactory
-from tests.gunicorn_server import ROOT, GunicornServer
+from tests.conftest import GunicornFactory
+from tests.gunicorn_server import GunicornServer
 from tests.processes import wait_until
-from tests.server import apps
-from tests.sse_client import ServerEvent, SSEClient
+from tests.sse_client import SSEClient
 
 APP = "tests.server.apps:create()"
 STREAMS = 6
