@@ -1,0 +1,300 @@
+"""What a broker on Redis survives."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from flask_noc_realtime.broker.redis import RedisBroker
+from flask_noc_realtime.errors import BrokerUnavailable, ConfigError
+from tests.certificate import Certificate
+from tests.conftest import RedisFactory
+from tests.contract.conftest import BrokerFactory
+from tests.contract.sinks import RecordingSink, key, record
+from tests.processes import free_port, wait_until
+from tests.redis_server import RedisServer
+
+LOG, CHANNEL = "{noc}:log", "{noc}:events"
+
+
+class Publisher(threading.Thread):
+    """Publishes numbered events until told to stop; tries each again until it is acknowledged."""
+
+    def __init__(self, broker: RedisBroker, pause: float = 0.0005) -> None:
+        super().__init__(daemon=True)
+        self.count = 0
+        self.failures = 0
+        self._broker = broker
+        self._pause = pause
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        """Publish, paced so that a test sees many events but not millions."""
+        while not self._stop_asked.wait(self._pause):
+            name, again = key(), False
+            while True:
+                try:
+                    self._broker.publish_all([(record(self.count), name)], again=again)
+                    break
+                except BrokerUnavailable:
+                    again, self.failures = True, self.failures + 1
+                    time.sleep(0.01)
+            self.count += 1
+
+    def finish(self) -> int:
+        """Stop; return how many were acknowledged."""
+        self._stop_asked.set()
+        self.join(30)
+        return self.count
+
+
+def test_both_versions_of_redis_take_the_script(redis: RedisServer, connect: BrokerFactory) -> None:
+    """6.2, which machines without a Redis get, and the newest."""
+    sink = RecordingSink()
+    broker = connect(redis.url)
+    broker.start(sink)
+    name = key()
+    first = broker.publish_all([(record(1), name)], again=False)
+    again = broker.publish_all([(record(1), name), (record(2), key())], again=True)
+    sink.wait_for_number(2)
+    assert again[0] == first[0]
+    assert sink.numbers == [1, 2]
+
+
+def test_namespaces_do_not_see_each_other(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """Two apps share a Redis."""
+    server = redis_server()
+    one, other = RecordingSink(), RecordingSink()
+    first, second = connect(server.url, namespace="a"), connect(server.url, namespace="b")
+    first.start(one)
+    second.start(other)
+    first.publish(record(1), key())
+    second.publish(record(2), key())
+    one.wait_for_number(1)
+    other.wait_for_number(2)
+    assert (one.numbers, other.numbers) == ([1], [2])
+
+
+def test_cut_subscriptions_miss_and_double_nothing(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """CLIENT KILL TYPE pubsub, again and again, under load."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url, history_events=100_000)
+    broker.start(sink)
+    publisher = Publisher(connect(server.url, history_events=100_000))
+    publisher.start()
+    client = server.client()
+    for _ in range(10):
+        seen = len(sink.entries)
+        client.client_kill_filter(_type="pubsub")
+        sink.wait_for(lambda seen=seen: len(sink.entries) > seen + 50, "going on")
+    last = publisher.finish() - 1
+    sink.wait_for_number(last)
+    assert sink.numbers == list(range(last + 1))
+    assert len(sink.restarts) == 1
+
+
+def test_a_redis_killed_and_restarted_loses_nothing_it_acknowledged(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """Kill -9 under load, with an AOF synced on every write; nothing is doubled either."""
+    server = redis_server(appendonly=True)
+    sink = RecordingSink()
+    broker = connect(server.url, history_events=100_000)
+    broker.start(sink)
+    publisher = Publisher(connect(server.url, history_events=100_000))
+    publisher.start()
+    for _ in range(3):
+        seen = len(sink.entries)
+        sink.wait_for(lambda seen=seen: len(sink.entries) > seen + 50, "going on")
+        server.kill9()
+        failures = publisher.failures
+        wait_until(lambda f=failures: publisher.failures > f, 20, "the outage is noticed")
+        server.start()
+    last = publisher.finish() - 1
+    sink.wait_for_number(last)
+    assert sink.numbers == list(range(last + 1))
+    assert len(sink.restarts) == 1
+
+
+def test_a_redis_restarted_empty_is_a_new_history(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """Nobody can say what was lost, so every stream is reset."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(1), key())
+    sink.wait_for_number(1)
+    server.kill9()
+    server.start()
+    sink.wait_for(lambda: len(sink.restarts) == 2, "a restart")
+    assert sink.entries == []
+
+
+def test_a_flushed_redis_is_a_new_history_with_the_next_event(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """The connection stays, so the hole shows by the event's predecessor."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(1), key())
+    sink.wait_for_number(1)
+    server.client().flushall()
+    broker.publish(record(2), key())
+    sink.wait_for(lambda: len(sink.restarts) == 2, "a restart")
+    sink.wait_for_number(2)
+    assert sink.numbers == [2]
+
+
+def test_a_paused_redis_is_waited_for(redis_server: RedisFactory, connect: BrokerFactory) -> None:
+    """SIGSTOP for longer than the timeout: the publisher is told, and nothing is lost."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url, timeout=0.2)
+    broker.start(sink)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    server.pause()
+    name = key()
+    begun = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="TimeoutError"):
+        broker.publish(record(1), name)
+    assert time.monotonic() - begun < 2
+    server.resume()
+    broker.publish_all([(record(1), name)], again=True)
+    sink.wait_for_number(1)
+    broker.publish(record(2), key())
+    sink.wait_for_number(2)
+    assert sink.numbers == [0, 1, 2]
+
+
+def test_a_hole_in_pubsub_is_filled_before_going_on(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """An event that was never published on the channel comes before the next that was."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    client = server.client()
+    for number in (1, 2):
+        client.xadd(LOG, {"r": record(number), "k": key()})
+    broker.publish(record(3), key())
+    sink.wait_for_number(3)
+    assert sink.numbers == [0, 1, 2, 3]
+    assert len(sink.restarts) == 1
+
+
+def test_rubbish_in_redis_is_passed_over(
+    redis_server: RedisFactory, connect: BrokerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the channel and in the log, by another program or an attacker."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    client = server.client()
+    for rubbish in (b"", b"x", b"1-0 2-0\n", b"\xff\xfe \n{}", b"a b c\n[]"):
+        client.publish(CHANNEL, rubbish)
+    client.xadd(LOG, {"other": "program"})
+    client.xadd(LOG, {"r": b"no record", "k": "x"})
+    broker.publish(record(1), key())
+    sink.wait_for_number(1)
+    assert sink.numbers == [0, 1]
+    assert any("Passed over" in message for message in caplog.messages)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged as an error."""
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("why", ["unreachable", "password"])
+def test_a_redis_that_does_not_answer_is_one_clear_error_without_the_secret(
+    why: str,
+    redis_server: RedisFactory,
+    connect: BrokerFactory,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And when it answers, the history arrives by itself."""
+    port = free_port()
+    args = ["--requirepass", "right"] if why == "password" else []
+    server = redis_server(port=port, args=args) if why == "password" else None
+    sink = RecordingSink()
+    broker = connect(f"redis://:s3cret@127.0.0.1:{port}/0", timeout=0.5)
+    broker.start(sink)
+    with pytest.raises(BrokerUnavailable, match=r"NOC_REALTIME_URL is right"):
+        broker.publish(record(0), key())
+    wait_until(lambda: errors(caplog), 20, "an error")
+    if server is None:
+        redis_server(port=port, args=["--requirepass", "s3cret"])
+    else:
+        import redis
+
+        redis.Redis(port=port, password="right").config_set("requirepass", "s3cret")
+    sink.wait_for(lambda: bool(sink.restarts), "the history")
+    wait_until(lambda: "answers again" in caplog.text, 20, "the recovery is logged")
+    assert len(errors(caplog)) == 1
+    assert f"127.0.0.1:{port}" in errors(caplog)[0]
+    assert "s3cret" not in caplog.text
+
+
+def test_a_key_of_another_type_is_said(redis_server: RedisFactory, connect: BrokerFactory) -> None:
+    """Two programs with one namespace."""
+    server = redis_server()
+    server.client().set(LOG, "mine")
+    with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+        connect(server.url).publish(record(0), key())
+
+
+@pytest.mark.parametrize("kind", ["unix", "tls"])
+def test_other_ways_to_a_redis(
+    kind: str, redis_server: RedisFactory, connect: BrokerFactory, request: pytest.FixtureRequest
+) -> None:
+    """A Unix socket, and TLS with a CA of one's own."""
+    options: dict[str, Any] = {"unix": True}
+    if kind == "tls":
+        certificate: Certificate = request.getfixturevalue("certificate")
+        options = {"tls": certificate}
+    server = redis_server(**options)
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(1), key())
+    sink.wait_for_number(1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost",
+        "localhost:6379",
+        "",
+        "redis://localhost:port",
+        "redis+sentinel://localhost:26379",
+        "redis+sentinel://h:x/service",
+        "memory+cluster://x",
+    ],
+)
+def test_a_url_of_no_known_form_is_a_config_error(url: str) -> None:
+    """At start, and naming the key."""
+    from flask_noc_realtime.broker.redis import RedisOptions
+
+    with pytest.raises(ConfigError, match="NOC_REALTIME_URL"):
+        RedisBroker(url, RedisOptions())
