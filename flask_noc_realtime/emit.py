@@ -63,6 +63,7 @@ class Emitter:
         self._lock = threading.Lock()
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
+        self._sending = 0
         self._open = False
         self._complained = False
         self._idle = threading.Event()
@@ -72,7 +73,7 @@ class Emitter:
     @property
     def queued(self) -> int:
         """How many events wait for the broker."""
-        return len(self._queue)
+        return len(self._queue) + self._sending
 
     def emit(
         self,
@@ -196,16 +197,19 @@ class Emitter:
                 self._queue_bytes -= len(item.record)
                 room -= len(item.record)
                 items.append(item)
+            self._sending = len(items)
         return items
 
     def _put_back(self, items: list[_Queued]) -> None:
         with self._lock:
             self._queue.extendleft(item._replace(again=True) for item in reversed(items))
             self._queue_bytes += sum(len(item.record) for item in items)
+            self._sending = 0
 
     def _settled(self) -> bool:
         """Close the circuit if nothing is queued."""
         with self._lock:
+            self._sending = 0
             if self._queue:
                 return False
             self._open = self._complained = False
