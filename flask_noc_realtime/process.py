@@ -86,9 +86,11 @@ class Process:
         atexit.unregister(self.close)
         if self._pump is not None:
             self._pump.close("shutdown")
+        served = self._portable.waiting
         self.hub.close()
-        # At exit under gevent nothing else lets the streams' greenlets run once more.
-        self._portable.drain(_GOODBYE)
+        if served:
+            # At exit under gevent nothing else lets the streams' greenlets run once more.
+            self._portable.drain(_GOODBYE)
         self.emitter.close()
 
     def _detached_pump(self) -> Any:

@@ -20,6 +20,7 @@ class Portable:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.streams = 0
+        self.waiting = 0
         self._more = threading.Condition()
         self._watched: Any | None = None
         hub.listen(self._wake)
@@ -51,10 +52,14 @@ class Portable:
     def wait(self, ordinal: int, deadline: float) -> None:
         """Wait until the log passes *ordinal*, the hub closes, or *deadline* comes."""
         with self._more:
-            while self.hub.end == ordinal and not self.hub.closing.is_set():
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._more.wait(left):
-                    return
+            self.waiting += 1
+            try:
+                while self.hub.end == ordinal and not self.hub.closing.is_set():
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not self._more.wait(left):
+                        return
+            finally:
+                self.waiting -= 1
 
     def _wake(self) -> None:
         with self._more:
