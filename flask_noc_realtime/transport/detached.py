@@ -160,7 +160,7 @@ class Pump:
             self._ends.add(stream.touched + lifetime, stream)
         self._arm()
         if cursor != self._hub.end:
-            self.wake()
+            self._go_round()
 
     def wake(self) -> None:
         """Sweep soon; from any thread."""
@@ -172,6 +172,11 @@ class Pump:
             self._end(stream, reason)
 
     # The sweep.
+
+    def _go_round(self) -> None:
+        """Sweep for a stream that fell behind, also when a sweep is just past it."""
+        self._behind = True
+        self.wake()
 
     def _on_woken(self) -> None:
         if not self._sweeping and self._by_fd:
@@ -258,6 +263,8 @@ class Pump:
             return False
         own = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
         stream.cursor = own.end
+        # Its own events fill a batch sooner than the shared one.
+        self._behind = self._behind or own.end < self._hub.end
         self._write(stream, own.body, now)
         return True
 
@@ -316,7 +323,7 @@ class Pump:
         stream.live_from = self._hub.end
         self._epoll.modify(stream.client.fileno(), _GONE)
         stream.lane.streams[stream] = None
-        self.wake()
+        self._go_round()
 
     def _drop(self, stream: Stream) -> None:
         if stream.closed:
@@ -379,7 +386,7 @@ class Pump:
         if stream.cursor != end:
             batch = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
             if batch.gap is not None or batch.body or batch.end != end:
-                self.wake()
+                self._go_round()
                 return
             stream.cursor = end
         self._write(stream, body, now)

@@ -1,0 +1,116 @@
+"""The pump alone: a stream may fall behind at any moment of a sweep, and is served all the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import require
+from tests.gunicorn_server import ROOT
+
+PREPARE = """
+import socket, time
+import gevent, gevent.monkey
+from flask_noc_realtime.audience import Audience, TypeFilter
+from flask_noc_realtime.auth import ANONYMOUS
+from flask_noc_realtime.broker.memory import MemoryBroker
+from flask_noc_realtime.emit import Emitter, EmitOptions
+from flask_noc_realtime.event import Catalogue
+from flask_noc_realtime.hub import Hub, HubOptions
+from flask_noc_realtime.transport import StreamRequest, detached
+
+detached.SLICE = 0.0
+broker = MemoryBroker(1000, 1 << 20)
+hub = Hub(broker, HubOptions(heartbeat=600.0))
+hub.start()
+pump = detached.Pump(hub)
+emit = Emitter(broker, Catalogue(), EmitOptions(max_event_bytes=1 << 20)).emit
+audience = ANONYMOUS.audience(TypeFilter.parse(""))
+
+
+def join(cursor, user_id=None):
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    taken = detached.Taken(theirs, False, theirs)
+    pump.add(taken, StreamRequest(audience, user_id), cursor, hub.end)
+    ours.settimeout(5)
+    return ours
+
+
+def until(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        gevent.get_hub().wait(gevent.get_hub().loop.timer(0.0))
+
+
+def rest():
+    until(lambda: not pump._sweeping)
+
+
+def received(client, mark):
+    client.setblocking(False)
+    body = bytearray()
+
+    def took():
+        try:
+            body.extend(client.recv(1 << 20))
+        except BlockingIOError:
+            pass
+        return mark in body
+
+    until(took)
+    return bytes(body)
+
+
+start = hub.end
+crowd = [join(start) for _ in range(100)]
+streams = list(pump._by_fd.values())
+
+
+def amid_sweep():
+    until(lambda: streams[0].cursor == hub.end)
+    assert pump._sweeping and streams[-1].cursor != hub.end
+"""
+
+JOINS = """
+emit("log.added", "first")
+amid_sweep()
+late = join(start)
+received(late, b"first")
+"""
+
+UNBLOCKS = """
+slow = join(hub.end, "7")
+stream = list(pump._by_fd.values())[-1]
+while stream.rest is None:
+    emit("log.added", "x" * 60000, user_id="7")
+    until(lambda: pump._sweeping)
+    rest()
+emit("log.added", "last")
+amid_sweep()
+while stream.rest is not None:
+    slow.recv(1 << 20)
+    pump._on_ready()
+assert pump._sweeping and stream.cursor != hub.end
+received(slow, b'"last"')
+"""
+
+OWN = """
+user = join(hub.end, "7")
+for n in range(3):
+    emit("log.added", "x" * 60000, user_id="7")
+emit("log.added", "last")
+received(user, b'"last"')
+"""
+
+
+@pytest.mark.parametrize("script", [JOINS, UNBLOCKS, OWN], ids=["joins", "unblocks", "own"])
+def test_a_stream_behind_amid_a_sweep_is_served_before_it_ends(script: str) -> None:
+    """A wake during a sweep starts no other; without one more round it waits for a heartbeat."""
+    require("gevent")
+    command = [sys.executable, "-c", PREPARE + script]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
