@@ -102,8 +102,20 @@ class Rule:
 
 @lru_cache(maxsize=4096)
 def parse_rule(header: bytes) -> Rule:
-    """Read a record's first line; equal lines usually give the same object."""
-    type, permissions, user_id = json.loads(header)
+    """Read a record's first line; equal lines usually give the same object.
+
+    :raises ValueError: when it is not a line `Event.record` writes.
+    """
+    fields = json.loads(header)
+    if not isinstance(fields, list) or len(fields) != 3:
+        raise ValueError("not a list of type, permissions and user_id")
+    type, permissions, user_id = fields
+    check_type(type)
+    # Rules reach sets and dicts while every stream is served: one odd record must not end that.
+    if permissions is not None and not (isinstance(permissions, list) and _names(permissions)):
+        raise ValueError("permissions are not a list of names")
+    if user_id is not None and not _names([user_id]):
+        raise ValueError("user_id is not a name")
     return Rule(type, None if permissions is None else frozenset(permissions), user_id)
 
 
@@ -115,8 +127,7 @@ def split_record(record: bytes) -> tuple[Rule, bytes]:
     header, newline, envelope = record.partition(b"\n")
     try:
         rule = parse_rule(header)
-        check_type(rule.type)
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise EventError(f"Not an event record: {record[:80]!r}") from error
     if not newline or b"\n" in envelope or b"\r" in envelope:
         raise EventError(f"Not an event record: {record[:80]!r}")
@@ -234,6 +245,10 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _parts(_convert(value))
     return []
+
+
+def _names(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
 
 
 def _permissions(value: Collection[str] | None) -> tuple[str, ...] | None:

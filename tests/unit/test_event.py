@@ -56,10 +56,20 @@ def test_equal_headers_share_one_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [b"", b"{}\n{}", b"[]\n{}", b'["x",null,null]\n{}', b'["a.b",null,null]', b"\xff\n{}"]
+    "record",
+    [
+        *(b"", b"{}\n{}", b"[]\n{}", b"7\n{}", b"null\n{}", b"\xff\n{}", b"[" * 100_000 + b"\n{}"),
+        *(b'["a.b",null,null]', b'["a.b",null,null]\n{}\n{}', b'["a.b",null,null]\n{}\r'),
+        *(b'["a.b",null]\n{}', b'["a.b",null,null,null]\n{}', b'{"a.b":1,"c":2,"d":3}\n{}'),
+        *(b'["x",null,null]\n{}', b"[7,null,null]\n{}", b'["stream.reset",null,null]\n{}'),
+        *(b'["a.b","admin",null]\n{}', b'["a.b",[7],null]\n{}', b'["a.b",[""],null]\n{}'),
+        *(b'["a.b",{},null]\n{}', b'["a.b",[[]],null]\n{}', b'["a.b",false,null]\n{}'),
+        *(b'["a.b",null,7]\n{}', b'["a.b",null,""]\n{}', b'["a.b",null,[]]\n{}'),
+    ],
+    ids=lambda record: repr(record[:30]),
 )
 def test_foreign_bytes_are_no_record(record: bytes) -> None:
-    """Something else in the Redis stream must not become an event."""
+    """Something else in the Redis stream must neither become an event nor stop those after it."""
     with pytest.raises(EventError, match="Not an event record"):
         split_record(record)
 
