@@ -152,7 +152,8 @@ class NocRealtime:
 
 def _remember_position() -> None:
     """Take the position before the view reads any data: later, an event could fall between."""
-    if request.blueprint != EXTENSION and request.endpoint != "static":
+    view = (request.endpoint or "").rpartition(".")[2]
+    if request.blueprint != EXTENSION and view != "static":
         g._noc_realtime_position = current_app.extensions[EXTENSION].process().position()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from flask import Flask, jsonify, render_template_string, request
+from flask import Blueprint, Flask, jsonify, render_template_string, request
 
 from flask_noc_realtime import NocRealtime
 
@@ -14,7 +14,13 @@ PAGE = '<main data-position="{{ noc_realtime_position() }}">{{ seen }}</main>'
 
 def create(**config: Any) -> Flask:
     """Return an app that emits on request and shows what its process holds."""
-    app = Flask(__name__, static_folder=os.path.dirname(__file__), static_url_path="/static")
+    here = os.path.dirname(__file__)
+    app = Flask(__name__, static_folder=here, static_url_path="/static")
+    app.register_blueprint(
+        Blueprint(
+            "part", __name__, static_folder=here, static_url_path="/static", url_prefix="/part"
+        )
+    )
     app.config["NOC_REALTIME_ALLOW_ANONYMOUS"] = True
     for key, value in os.environ.items():
         if key.startswith("NOC_REALTIME_") and not key.startswith("NOC_REALTIME_TEST_"):
