@@ -57,7 +57,12 @@ class Event:
 
     def __post_init__(self) -> None:
         check_type(self.type)
-        if self.timestamp.tzinfo is None:
+        if not isinstance(self.timestamp, datetime):
+            raise EventError(
+                f"The timestamp of {self.type!r} is {self.timestamp!r:.80}; pass a datetime."
+            )
+        # A zone may have no offset either, and astimezone would take the server's.
+        if self.timestamp.utcoffset() is None:
             raise EventError(
                 f"The timestamp of {self.type!r} has no time zone; "
                 "pass datetime.now(timezone.utc) or leave it out."
@@ -153,10 +158,8 @@ class Catalogue:
 
         :raises UnknownTypeError: listing the known types.
         """
-        if type in self._types:
-            return
         check_type(type)
-        if self.strict:
+        if self.strict and type not in self._types:
             raise UnknownTypeError(
                 f"Unknown event type {type!r}. Known types: {', '.join(self.types())}. "
                 f"Register your own with realtime.register_type({type!r}), or set "
@@ -254,7 +257,8 @@ def _names(values: Iterable[Any]) -> bool:
 def _permissions(value: Collection[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
+    # A generator would be empty after the check, and the event visible to nobody.
+    if not isinstance(value, Collection) or isinstance(value, str) or not _names(value):
         raise EventError(
             f"permissions is {value!r}; pass a list of non-empty strings, or None for everyone."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from flask_noc_realtime.errors import EventError, PayloadTooLarge, UnknownTypeError
-from flask_noc_realtime.event import CATALOGUE, Catalogue, Event, parse_rule, split_record
+from flask_noc_realtime.event import (
+    CATALOGUE,
+    Catalogue,
+    Event,
+    check_type,
+    parse_rule,
+    split_record,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc)
 LIMIT = 256 * 1024
@@ -148,7 +155,10 @@ def test_ten_megabytes_are_refused() -> None:
         event("x" * 10_000_000).envelope(LIMIT)
 
 
-@pytest.mark.parametrize("permissions", [[], (), frozenset(), "incidents.read", [""], [1]])
+@pytest.mark.parametrize(
+    "permissions",
+    [[], (), frozenset(), {}, "incidents.read", b"a", [""], [1], ["a", None], 7, iter(["a"])],
+)
 def test_unclear_permissions_are_refused(permissions: Any) -> None:
     """An empty list computed by mistake must not mean everyone."""
     with pytest.raises(EventError, match="permissions"):
@@ -162,36 +172,85 @@ def test_unclear_users_are_refused(user_id: Any) -> None:
         event(user_id=user_id)
 
 
-def test_a_time_without_zone_is_refused() -> None:
+class Nowhere(tzinfo):
+    """A zone that does not know its offset."""
+
+    def utcoffset(self, moment: datetime | None) -> None:
+        return None
+
+
+@pytest.mark.parametrize("zone", [None, Nowhere()])
+def test_a_time_without_zone_is_refused(zone: tzinfo | None) -> None:
     """A browser would read it in its own zone."""
-    with pytest.raises(EventError, match="time zone"):
-        Event("incident.created", None, datetime(2026, 1, 2))
+    with pytest.raises(EventError, match=r"timestamp of 'incident\.created' has no time zone"):
+        Event("incident.created", None, datetime(2026, 1, 2, tzinfo=zone))
+
+
+@pytest.mark.parametrize("timestamp", ["2026-01-02T03:04:05Z", 1767323045.0, date(2026, 1, 2)])
+def test_a_time_that_is_no_datetime_is_refused(timestamp: Any) -> None:
+    """An error of the type of all others, that services can catch."""
+    with pytest.raises(EventError, match=r"timestamp of .* is .* pass a datetime"):
+        Event("incident.created", None, timestamp)
+
+
+def test_a_time_in_another_zone_is_sent_in_utc() -> None:
+    """All browsers then sort the same text in the same order."""
+    there = NOW.astimezone(timezone(timedelta(hours=-5)))
+    assert Event("incident.created", None, there).envelope(LIMIT) == event().envelope(LIMIT)
 
 
 @pytest.mark.parametrize(
     "type",
     [
         *("", "incident", "Incident.created", "incident.", ".created", "incident created"),
-        *("a.b\n", "a\r.b", "a\0.b", "incident.*", "é.b", "a." + "b" * 200, None, 7, b"a.b"),
+        *("a.b\n", "a.b\r", "a\r.b", "a\0.b", "a.b\0", "a..b", "incident.*", "é.b", "a.٣"),
+        *("a." + "b" * 127, None, 7, b"a.b", ["a.b"], "\ud800"),
     ],
+    ids=lambda type: f"{type!r:.20}",
 )
 def test_malformed_types_are_refused(type: Any) -> None:
     """CR, LF and NUL would forge fields, and wildcards would match themselves."""
+    for lenient in (Catalogue(strict=False).register, Catalogue(strict=False).check):
+        with pytest.raises(EventError, match="is not an event type"):
+            lenient(type)
     with pytest.raises(EventError, match="is not an event type"):
-        Catalogue().register(type)
+        Event(type, None, NOW)
 
 
 @pytest.mark.parametrize("type", ["stream.open", "stream.reset", "stream.close"])
 def test_control_events_cannot_be_emitted(type: str) -> None:
     """A forged reset would make every browser fetch at once."""
+    for lenient in (Catalogue(strict=False).register, Catalogue(strict=False).check):
+        with pytest.raises(EventError, match="control event"):
+            lenient(type)
     with pytest.raises(EventError, match="control event"):
-        Catalogue().register(type)
+        Event(type, None, NOW)
+
+
+def test_the_longest_type_is_accepted() -> None:
+    """128 characters, which is what the error says."""
+    assert check_type("a." + "b" * 126) == "a." + "b" * 126
+
+
+def test_the_catalogue_is_that_of_the_product() -> None:
+    """Browsers listen to these names: a change breaks pages."""
+    assert Catalogue().types() == (
+        "automation.completed",
+        "automation.started",
+        "incident.created",
+        "incident.status.changed",
+        "incident.updated",
+        "log.added",
+        "notification.sent",
+        "server.status.changed",
+    )
 
 
 def test_unknown_types_are_refused_with_the_known_ones() -> None:
     """A typing error would be an event nobody listens to."""
-    with pytest.raises(UnknownTypeError, match=r"'incident\.craeted'.*incident\.created, .*"):
+    with pytest.raises(UnknownTypeError, match=r"'incident\.craeted'.*register_type") as caught:
         Catalogue().check("incident.craeted")
+    assert ", ".join(CATALOGUE) in str(caught.value)
 
 
 def test_registered_types_and_a_lenient_catalogue_are_accepted() -> None:
