@@ -215,6 +215,9 @@ _encoder = json.JSONEncoder(
 )
 
 
+_HALF = "holds half a surrogate pair, which UTF-8 cannot carry"
+
+
 def _culprit(value: Any, error: Exception) -> tuple[str, str]:
     """Find the innermost part of *value* that fails on its own."""
     if isinstance(error, RecursionError) or "Circular" in str(error):
@@ -231,13 +234,21 @@ def _culprit(value: Any, error: Exception) -> tuple[str, str]:
         else:
             break
     where = "".join(path).lstrip(".") or "it"
+    # The path may hold such halves too, and no log could then write the message.
+    where = where.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
+        if any(_is_half(key) for key in value):
+            return where, f"has a key that {_HALF}"
         return where, "has a key that is not a string"
     if isinstance(value, str):
-        return where, "holds half a surrogate pair, which UTF-8 cannot carry"
+        return where, _HALF
     if isinstance(value, float):
         return where, f"is {value}, which JSON does not have; send null instead"
     return where, f"is a {type(value).__name__}; convert it to str, int, float, list or dict"
+
+
+def _is_half(text: Any) -> bool:
+    return isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:

@@ -122,23 +122,42 @@ class Holder:
         ({"devices": [1, 2, 3, {"owner": object()}]}, r"data\.devices\[3\]\.owner is a object"),
         ({"load": float("nan")}, r"data\.load is nan"),
         ({"text": "\ud800"}, r"data\.text holds half a surrogate pair"),
+        ({"text": {"\udfff": 1}}, r"data\.text has a key that holds half a surrogate pair"),
+        ({"\ud800": object()}, r"data\.\\ud800 is a object"),
         ({"by": {(1, 2): 3}}, r"data\.by has a key that is not a string"),
+        ({"by": {(1, 2): object()}}, r"data\.by\.\(1, 2\) is a object"),
+        ({"load": [0.5, {"now": float("inf")}]}, r"data\.load\[1\]\.now is inf"),
+        ({"seen": ({"in": {1, 2}},)}, r"data\.seen\[0\]\.in is a set"),
+        ({"raw": b"x"}, r"data\.raw is a bytes; convert it"),
         ({"x": Holder(object())}, r"data\.x\.owner is a object"),
         (object(), r"data is a object"),
     ],
 )
 def test_data_that_is_not_json_is_refused_with_its_key_path(data: Any, path: str) -> None:
     """The developer must find the value in a payload of hundreds."""
-    with pytest.raises(EventError, match=path):
+    with pytest.raises(EventError, match=path) as caught:
         event(data).envelope(LIMIT)
+    assert str(caught.value).isprintable()
 
 
 def test_data_that_contains_itself_is_refused() -> None:
     """A loop of references must not take the service down."""
     loop: list[Any] = []
-    loop.append(loop)
-    with pytest.raises(EventError, match="contains itself"):
-        event(loop).envelope(LIMIT)
+    loop.append({"again": loop})
+    holder = Holder(None)
+    holder.owner = holder
+    for data in (loop, holder, {"deep": [loop]}):
+        with pytest.raises(EventError, match="contains itself"):
+            event(data).envelope(LIMIT)
+
+
+def test_data_nested_too_deeply_is_refused() -> None:
+    """An EventError that services can catch, and no RecursionError."""
+    data: Any = None
+    for _ in range(100_000):
+        data = [data]
+    with pytest.raises(EventError, match="nested too deeply"):
+        event(data).envelope(LIMIT)
 
 
 def test_the_limit_counts_the_bytes_of_the_envelope() -> None:
@@ -151,7 +170,7 @@ def test_the_limit_counts_the_bytes_of_the_envelope() -> None:
 
 def test_ten_megabytes_are_refused() -> None:
     """A payload like this would be sent to every browser."""
-    with pytest.raises(PayloadTooLarge):
+    with pytest.raises(PayloadTooLarge, match=r"'incident\.created' takes 100\d{5} bytes.*fetch"):
         event("x" * 10_000_000).envelope(LIMIT)
 
 
