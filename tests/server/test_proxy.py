@@ -136,6 +136,18 @@ def test_events_pass_at_once(version: str, server: GunicornServer, nginx: Nginx)
         assert detached(server) == 1
 
 
+def test_without_the_header_nginx_would_hold_events_back(
+    server: GunicornServer, tmp_path: Path
+) -> None:
+    """This nginx does buffer: the tests beside would fail without X-Accel-Buffering."""
+    nginx = Nginx(server, tmp_path / "nginx", "proxy_ignore_headers X-Accel-Buffering;")
+    try:
+        with pytest.raises(TimeoutError), SSEClient(nginx.address, timeout=1.5) as client:
+            client.next_event(0.5)
+    finally:
+        nginx.stop()
+
+
 def test_events_pass_at_once_through_compression(server: GunicornServer, nginx: Nginx) -> None:
     """An nginx told to compress event streams does so, but flushes what is not buffered."""
     with SSEClient(nginx.address, headers={"Accept-Encoding": "gzip"}) as client:
