@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
-import re
+import codecs
+from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_noc_realtime.errors import EventError
-from flask_noc_realtime.frame import chunk, control, frame
+from flask_noc_realtime.frame import LAST_CHUNK, chunk, control, frame
 
 
-def parse(stream: bytes) -> list[tuple[str | None, str | None, str]]:
-    """Parse by the rules of WHATWG HTML, section 9.2.6, written anew from its text."""
-    events = []
-    type: str | None = None
-    last: str | None = None
-    data: list[str] = []
-    for line in re.split("\r\n|\r|\n", stream.decode()):
+class Message(NamedTuple):
+    """An event as a page gets it."""
+
+    last_event_id: str
+    type: str
+    data: str
+
+
+class Browser:
+    """The parser of WHATWG HTML, section 9.2.6, letter by letter and in its words."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.retry: int | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line = ""
+        self._after_cr = False
+        self._data = self._type = self._last = ""
+
+    def feed(self, part: bytes) -> None:
+        for letter in self._decoder.decode(part):
+            if letter == "\n" and self._after_cr:
+                self._after_cr = False
+                continue
+            self._after_cr = letter == "\r"
+            if letter in "\r\n":
+                line, self._line = self._line, ""
+                self._take(line)
+            else:
+                self._line += letter
+
+    def _take(self, line: str) -> None:
         if line == "":
-            if data:
-                events.append((last, type, "\n".join(data)))
-            type, data = None, []
-            continue
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "data":
-            data.append(value)
-        elif name == "event":
-            type = value
-        elif name == "id":
-            last = value
-    return events
+            self._dispatch()
+            return
+        if line[0] == ":":
+            return
+        field, _, value = line.partition(":")
+        if value[:1] == " ":
+            value = value[1:]
+        if field == "event":
+            self._type = value
+        elif field == "data":
+            self._data += value + "\n"
+        elif field == "id":
+            if "\0" not in value:
+                self._last = value
+        elif field == "retry" and value.isascii() and value.isdigit():
+            self.retry = int(value)
+
+    def _dispatch(self) -> None:
+        data, type = self._data, self._type
+        self._data = self._type = ""
+        if data:
+            self.messages.append(Message(self._last, type or "message", data[:-1]))
+
+
+def parse(stream: bytes) -> list[Message]:
+    """Return what a browser makes of *stream*."""
+    browser = Browser()
+    browser.feed(stream)
+    return browser.messages
 
 
 def test_a_frame_is_these_bytes() -> None:
@@ -77,18 +120,63 @@ def test_what_would_forge_a_field_is_refused(bad: str) -> None:
         frame(b"", type=f"a{bad}b")
 
 
-@given(
-    data=st.text(),
-    type=st.text(
-        st.characters(blacklist_characters="\r\n\0", blacklist_categories=["Cs"]), min_size=1
-    ),
-    id=st.text(st.characters(blacklist_characters="\r\n\0", blacklist_categories=["Cs"])),
+awkward = st.sampled_from("\r\n\0 :x\u2028\u2029\u0085\v\f\x1c\ufeff")
+texts = st.text(awkward | st.characters(blacklist_categories=["Cs"]), max_size=20)
+fields = st.text(
+    st.characters(blacklist_characters="\r\n\0", blacklist_categories=["Cs"]), max_size=20
 )
-def test_what_is_framed_is_what_is_parsed(data: str, type: str, id: str) -> None:
-    """For any data, but that line ends become LF."""
-    data = data.encode("utf-8", "replace").decode()
-    wire = frame(data.encode(), type=type, id=id)
-    assert parse(wire) == [(id, type, re.sub("\r\n|\r", "\n", data))]
+
+
+@given(st.lists(st.tuples(fields, fields, texts), max_size=5), st.lists(st.integers(0, 300)))
+def test_what_is_framed_is_what_is_parsed(
+    events: list[tuple[str, str, str]], cuts: list[int]
+) -> None:
+    """For any data, however the network cuts it, but that line ends become LF."""
+    wire = b"".join(frame(data.encode(), type=type, id=id) for id, type, data in events)
+    browser = Browser()
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
+    for start, stop in pairwise(bounds):
+        browser.feed(wire[start:stop])
+    assert browser.messages == [
+        Message(id, type or "message", data.replace("\r\n", "\n").replace("\r", "\n"))
+        for id, type, data in events
+    ]
+
+
+def test_data_that_looks_like_fields_stays_data() -> None:
+    """A log line can hold a whole event of an attacker's."""
+    data = "x\n\nevent: stream.reset\rid: 9\r\n\r\ndata: y\n"
+    wire = frame(data.encode(), type="log.added", id="1-0")
+    assert wire == (
+        b"id: 1-0\nevent: log.added\ndata: x\ndata: \ndata: event: stream.reset\n"
+        b"data: id: 9\ndata: \ndata: data: y\ndata: \n\n"
+    )
+    assert [(m.last_event_id, m.type) for m in parse(wire)] == [("1-0", "log.added")]
+
+
+def test_a_retry_is_milliseconds_and_no_id_keeps_the_last() -> None:
+    """A browser that reconnects later still says where it was."""
+    browser = Browser()
+    browser.feed(frame(b"1", id="1-0"))
+    browser.feed(control("stream.close", {"reason": "shutdown"}, retry=1500))
+    assert browser.retry == 1500
+    assert browser.messages[-1] == ("1-0", "stream.close", '{"reason":"shutdown"}')
+
+
+@given(st.lists(st.binary(max_size=40), max_size=5))
+def test_chunks_carry_their_bodies_and_end_with_the_last(bodies: list[bytes]) -> None:
+    """Whatever the bytes, none ends the response early."""
+    wire = b"".join(map(chunk, bodies)) + LAST_CHUNK
+    got = b""
+    while True:
+        head, _, wire = wire.partition(b"\r\n")
+        size = int(head, 16)
+        got += wire[:size]
+        assert wire[size : size + 2] == b"\r\n"
+        wire = wire[size + 2 :]
+        if size == 0:
+            break
+    assert (got, wire) == (b"".join(bodies), b"")
 
 
 def test_a_chunk_has_its_length_in_hexadecimal() -> None:
