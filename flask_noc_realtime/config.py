@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -132,11 +133,14 @@ def _convert(key: str, value: Any, kind: type) -> Any:
             raise ConfigError(f"{key} is {value!r}; use a str.")
         return value
     try:
-        if isinstance(value, bool) or kind(value) != float(value):
+        # An infinite interval would pass every check and fail the first stream.
+        number = kind(value)
+        # An infinite interval would pass every check and fail the first stream.
+        if isinstance(value, bool) or number != float(value) or not math.isfinite(number):
             raise ValueError
-        return kind(value)
+        return number
     except (TypeError, ValueError, OverflowError):
-        noun = "a whole number" if kind is int else "a number"
+        noun = "a whole number" if kind is int else "a finite number"
         raise ConfigError(f"{key} is {value!r}; use {noun}.") from None
 
 

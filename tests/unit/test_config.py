@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -21,50 +22,103 @@ def test_the_defaults_are_those_documented() -> None:
     )
 
 
+STRINGS = {
+    "NOC_REALTIME_URL": ("redis://cache:6379/1", "redis://cache:6379/1"),
+    "NOC_REALTIME_PREFIX": ("/live", "/live"),
+    "NOC_REALTIME_ALLOW_ANONYMOUS": ("true", True),
+    "NOC_REALTIME_HEARTBEAT": ("7.5", 7.5),
+    "NOC_REALTIME_RETRY": ("1", 1.0),
+    "NOC_REALTIME_HISTORY_EVENTS": ("500", 500),
+    "NOC_REALTIME_HISTORY_BYTES": ("1000000", 1_000_000),
+    "NOC_REALTIME_MAX_EVENT_BYTES": ("1024", 1024),
+    "NOC_REALTIME_MAX_LAG": ("0.5", 0.5),
+    "NOC_REALTIME_STREAM_LIFETIME": ("3600", 3600.0),
+    "NOC_REALTIME_TRANSPORT": ("portable", "portable"),
+    "NOC_REALTIME_NAMESPACE": ("noc:staging", "noc:staging"),
+    "NOC_REALTIME_EMIT_ERRORS": ("raise", "raise"),
+    "NOC_REALTIME_QUEUE_EVENTS": ("0", 0),
+    "NOC_REALTIME_QUEUE_BYTES": ("0", 0),
+    "NOC_REALTIME_STRICT_TYPES": ("False", False),
+}
+
+
 def test_every_key_is_read_from_strings_as_the_environment_has_them() -> None:
     """NOC_REALTIME_HEARTBEAT=15 in a unit file is a number."""
-    default = Config()
-    strings = {key_of(f.name): str(getattr(default, f.name)) for f in dataclasses.fields(Config)}
-    assert Config.from_mapping(strings) == default
+    assert set(STRINGS) == {key_of(field.name) for field in dataclasses.fields(Config)}
+    config = Config.from_mapping({key: text for key, (text, _) in STRINGS.items()})
+    for key, (_, meant) in STRINGS.items():
+        value = getattr(config, key.removeprefix("NOC_REALTIME_").lower())
+        assert (value, type(value)) == (meant, type(meant)), key
+
+
+def test_the_hub_gets_what_is_configured() -> None:
+    """A key that is read and then dropped would be believed to work."""
+    config = Config.from_mapping({key: text for key, (text, _) in STRINGS.items()})
+    options = config.hub_options
+    assert (options.history_events, options.history_bytes) == (500, 1_000_000)
+    assert (options.max_lag, options.heartbeat, options.retry) == (0.5, 7.5, 1.0)
+    assert options.stream_lifetime == 3600.0
 
 
 def test_keys_of_others_are_left_alone() -> None:
     """An app's configuration is full of them."""
-    assert Config.from_mapping({"SECRET_KEY": "x", "NOC_REALTIME": 1}) == Config()
+    assert (
+        Config.from_mapping(
+            {"SECRET_KEY": "x", "NOC_REALTIME": 1, "NOC_REALTIME_NOVEL": 2, "HEARTBEAT": 0}
+        )
+        == Config()
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("heartbeat", "soon"),
-        ("heartbeat", 0),
-        ("heartbeat", True),
-        ("heartbeat", float("nan")),
-        ("history_events", 0),
-        ("history_events", 1.5),
-        ("history_events", "many"),
-        ("max_event_bytes", -1),
-        ("allow_anonymous", "maybe"),
-        ("allow_anonymous", 2),
-        ("transport", "fast"),
-        ("emit_errors", "ignore"),
-        ("prefix", "events"),
-        ("prefix", "/events/"),
-        ("namespace", "a{b}"),
-        ("namespace", ""),
-        ("url", None),
+        *(("heartbeat", wrong) for wrong in ("soon", "", 0.0, True, "nan", "inf", None, [15])),
+        *(("retry", wrong) for wrong in (-0.1, "inf", False)),
+        *(("max_lag", wrong) for wrong in (0.0, "inf", 10**400)),
+        *(("stream_lifetime", wrong) for wrong in (-1.0, "inf", float("inf"))),
+        *(("history_events", wrong) for wrong in (0, 1.5, "1.5", "many", "", True, "inf", "1e4")),
+        *(("history_bytes", wrong) for wrong in (0, "64MB")),
+        *(("max_event_bytes", wrong) for wrong in (-1, 63)),
+        *(("queue_events", wrong) for wrong in (-1, None)),
+        *(("queue_bytes", wrong) for wrong in (-1, False)),
+        *(("allow_anonymous", wrong) for wrong in ("maybe", "", 2, -1, None, 1.5, [], "Falsch")),
+        *(("strict_types", wrong) for wrong in ("none", b"0")),
+        *(("transport", wrong) for wrong in ("fast", "Auto", "", None)),
+        *(("emit_errors", wrong) for wrong in ("ignore", True)),
+        *(("prefix", wrong) for wrong in ("events", "/events/", "", "/", "/a\n", "/<x>", "//a")),
+        *(("namespace", wrong) for wrong in ("a{b}", "", "a b", "a\n", "x" * 65, "é")),
+        *(("url", wrong) for wrong in (None, 6379, b"redis://")),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(name: str, value: Any) -> None:
     """At start, not at the first event."""
-    with pytest.raises(ConfigError, match=f"{key_of(name)} is"):
+    with pytest.raises(ConfigError, match=f"^{key_of(name)} is {re.escape(repr(value))}; use "):
         Config.from_mapping({key_of(name): value})
 
 
 @pytest.mark.parametrize(
-    ("value", "meant"), [("1", True), ("off", False), (0, False), (True, True)]
+    ("value", "meant"),
+    [
+        *((value, True) for value in (True, 1, "1", "true", "TRUE", "Yes", "on")),
+        *((value, False) for value in (False, 0, "0", "false", "False", "no", "OFF")),
+    ],
 )
-def test_words_for_true_and_false_are_understood(value: Any, meant: bool) -> None:
-    """And `"False"` is not true."""
-    config = Config.from_mapping({"NOC_REALTIME_ALLOW_ANONYMOUS": value})
-    assert config.allow_anonymous is meant
+@pytest.mark.parametrize("name", ["allow_anonymous", "strict_types"])
+def test_words_for_true_and_false_are_understood(name: str, value: Any, meant: bool) -> None:
+    """And `"False"` is not true, which would serve every stream to everyone."""
+    assert getattr(Config.from_mapping({key_of(name): value}), name) is meant
+
+
+def test_the_least_values_are_accepted() -> None:
+    """A bound that an error names is itself inside."""
+    config = Config.from_mapping(
+        {
+            "NOC_REALTIME_HEARTBEAT": 0.1,
+            "NOC_REALTIME_RETRY": 0,
+            "NOC_REALTIME_MAX_EVENT_BYTES": 64.0,
+            "NOC_REALTIME_HISTORY_EVENTS": 1,
+        }
+    )
+    assert (config.heartbeat, config.retry, config.history_events) == (0.1, 0.0, 1)
+    assert isinstance(config.max_event_bytes, int)
