@@ -29,7 +29,7 @@ class Wheel(Generic[T]):
 
     def add(self, due: float, item: T) -> None:
         """Put *item* into the slot of the time *due*."""
-        slot = int(due / self._tick)
+        slot = int(due // self._tick)
         items = self._slots.get(slot)
         if items is None:
             items = self._slots[slot] = []
