@@ -12,7 +12,7 @@ from .event import Rule
 MAX_PATTERNS = 32
 MAX_FILTER_LENGTH = 1024
 
-_PATTERN = re.compile(r"\*|[a-z][a-z0-9_]*(\.[a-z0-9_]+)*(\.\*)?", re.ASCII)
+_PATTERN = re.compile(r"\*|[a-z][a-z0-9_]*(\.[a-z0-9_]+)*(\.[a-z0-9_]+|\.\*)", re.ASCII)
 _VERDICTS_LIMIT = 4096
 
 

@@ -67,19 +67,96 @@ def test_types_are_names_and_prefixes(types: str, type: str, matches: bool) -> N
 @pytest.mark.parametrize(
     "types",
     [
+        "incident",
+        "heartbeat",
+        "incident*",
+        "incident.",
+        "incident..created",
+        ".created",
+        "**",
+        "incident.**",
         "incident.*.x",
         "*.created",
+        "log.added,incident",
         "Incident.*",
         "a b",
         "a.b\n",
-        "x" * 2000,
-        ",".join(f"a.t{n}" for n in range(33)),
+        "a.b;c.d",
+        "\ta.b",
+        "a.\u0663",
+        "a.\0",
     ],
 )
 def test_other_filters_are_refused(types: str) -> None:
     """A filter that cannot match would be a stream that is silent for ever."""
-    with pytest.raises(ParameterError):
+    with pytest.raises(ParameterError, match=r"types has .*incident\.created or incident\.\*"):
         TypeFilter.parse(types)
+
+
+def test_a_filter_has_at_most_32_patterns() -> None:
+    """Each is compared with every type; repetitions do not count."""
+    most = [f"a.t{number}" for number in range(32)]
+    assert TypeFilter.parse(",".join([*most, *most])).names == frozenset(most)
+    with pytest.raises(ParameterError, match="more than 32 patterns"):
+        TypeFilter.parse(",".join([*most, "a.t32"]))
+
+
+def test_a_filter_has_at_most_1024_characters() -> None:
+    """It is kept as long as the stream."""
+    longest = "a." + "b" * 1022
+    assert TypeFilter.parse(longest).matches(longest)
+    with pytest.raises(ParameterError, match="longer than 1024 characters"):
+        TypeFilter.parse(longest + "b")
+
+
+def test_an_error_quotes_no_more_than_a_line_of_the_filter() -> None:
+    """It is sent back to whoever wrote it, and logged."""
+    with pytest.raises(ParameterError) as caught:
+        TypeFilter.parse("\n" * 1000)
+    assert len(str(caught.value)) < 160
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("types", ["", " ", ",", " , ,", "*", "log.added,*", "*,*"])
+def test_all_types_are_one_class_however_they_are_written(types: str) -> None:
+    """Otherwise streams would share no bytes."""
+    assert TypeFilter.parse(types) == TypeFilter()
+
+
+@pytest.mark.parametrize(
+    ("event", "held", "verdict"),
+    [
+        (rule(), [], Verdict.SEEN),
+        (rule("log.added"), [], Verdict.HIDDEN),
+        (rule(permissions=["a"]), ["a"], Verdict.SEEN),
+        (rule(permissions=["a"]), ["b"], Verdict.HIDDEN),
+        (rule(user_id="7"), [], Verdict.PRIVATE),
+        (rule("log.added", user_id="7"), [], Verdict.HIDDEN),
+        (rule(permissions=["a"], user_id="7"), ["a"], Verdict.PRIVATE),
+        (rule(permissions=["a"], user_id="7"), ["b"], Verdict.HIDDEN),
+    ],
+)
+def test_a_class_judges_for_all_its_users(event: Rule, held: list[str], verdict: Verdict) -> None:
+    """PRIVATE leaves it to the user alone: rights and filter are met already."""
+    shared = Audience(frozenset(held), TypeFilter.parse("incident.*"))
+    # The second answer is remembered, the first is not.
+    assert (shared.verdict(event), shared.verdict(event)) == (verdict, verdict)
+
+
+def test_remembered_verdicts_stay_right_however_many_rules_there_are() -> None:
+    """Events for single users are each a rule of their own, without end."""
+    audience = Audience(user_id="7")
+    for number in range(10_000):
+        assert audience.sees(rule(user_id=str(number))) is (number == 7)
+    assert len(audience._verdicts) < 5_000
+
+
+def test_the_class_of_a_user_is_that_of_all_with_the_same_rights() -> None:
+    """Who the user is does not split it; rights and filter do."""
+    seven = Audience(frozenset("a"), TypeFilter.parse("log.*"), "7")
+    assert seven.shared == Audience(frozenset("a"), TypeFilter.parse("log.*"), "8").shared
+    assert seven.shared != Audience(frozenset("b"), TypeFilter.parse("log.*"), "7").shared
+    assert seven.shared != Audience(frozenset("a"), TypeFilter.parse("log.added"), "7").shared
 
 
 def test_equal_filters_make_one_class_however_they_are_written() -> None:
@@ -106,9 +183,18 @@ audiences = st.builds(
 
 @given(audiences, rules)
 def test_a_filter_narrows_and_never_widens(audience: Audience, event: Rule) -> None:
-    """Whatever a client asks for, its rights stay what they are."""
-    if audience.sees(event):
-        assert Audience(audience.permissions, TypeFilter(), audience.user_id).sees(event)
+    """Whatever a client asks for: what it has the right to, and asked for, and nothing else."""
+    entitled = Audience(audience.permissions, TypeFilter(), audience.user_id).sees(event)
+    assert audience.sees(event) == (entitled and audience.types.matches(event.type))
+
+
+@given(audiences, rules, permissions)
+def test_more_permissions_never_hide_an_event(
+    audience: Audience, event: Rule, another: str
+) -> None:
+    """A permission is a right to see and never a restriction."""
+    promoted = Audience(audience.permissions | {another}, audience.types, audience.user_id)
+    assert promoted.sees(event) >= audience.sees(event)
 
 
 @given(audiences, rules)
