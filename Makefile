@@ -21,7 +21,7 @@ export NOC_REALTIME_TEST_STRICT := $(STRICT)
 endif
 
 # The second run is patched before pytest is imported, as apps are under gunicorn -k gevent.
-test: $(VENV)/.test
+test: $(VENV)/.test $(if $(STRICT),$(VENV)/.load)
 	$(RUN) -m pytest $(ARGS)
 ifeq ($(ARGS),)
 	NOC_REALTIME_TEST_GEVENT=1 $(RUN) -m gevent.monkey --module pytest tests/unit tests/contract

@@ -133,6 +133,8 @@ class RedisBroker:
                 pubsub.unsubscribe()
             except (redis.RedisError, OSError, RuntimeError):
                 pass
+        if self._publish is not None:
+            self._publish.registered_client.close()
 
     def _publish_script(self) -> Any:
         if self._publish is None:
@@ -169,6 +171,8 @@ class RedisBroker:
                 _logger.exception("The subscription stumbled; it starts again.")
             self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
             self._failures += 1
+        if self._reader is not None:
+            self._reader.close()
 
     def _follow(self) -> None:
         """Subscribe and deliver until the connection breaks.

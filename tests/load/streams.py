@@ -82,7 +82,7 @@ def overload(options: Options, directory: Path, report: Report) -> None:
             view = prober.quantile_ms(0.99)
             emitted = load.wait()
         delivered = events / elapsed
-        share = delivered / best.count.rate
+        share = delivered / best.count.rate if best.count.rate else 0.0
         report.add("max deliveries/s", best.count.rate)
         report.add("emitted/s in overload", emitted.events / emitted.seconds)
         report.add("delivered/s in overload", delivered)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import missing, require
 from tests.load import streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
@@ -99,9 +99,8 @@ def test_the_floor_and_the_highest_rate_are_in_the_table() -> None:
 
 def test_peers_are_measured_where_they_are_installed() -> None:
     """They come with the extra `load`, which nothing else needs."""
-    missing = FLASK_SSE.missing + SSE_STARLETTE.missing
-    if missing:
-        pytest.skip(f"missing {', '.join(missing)}")
+    for module in FLASK_SSE.missing + SSE_STARLETTE.missing:
+        missing(module)
     report = smoke("steady", peers=True)
     assert isinstance(report["flask-sse deliveries/s"], float)
     assert isinstance(report["sse-starlette + uvicorn deliveries/s"], float)
