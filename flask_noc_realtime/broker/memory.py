@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 from ..eventlog import Entry, EventLog
 from . import Sink
@@ -27,17 +28,17 @@ class MemoryBroker:
         self._epoch = secrets.token_hex(6)
         self._log = EventLog(max_events, max_bytes, base=f"{self._epoch}-0")
         self._sink: Sink | None = None
+        self._max_events = max_events
+        self._published: OrderedDict[str, str] = OrderedDict()
 
     def publish(self, record: bytes, key: str) -> str:
         with self._lock:
-            entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)
-            self._log.append(entry)
-            if self._sink is not None:
-                self._sink.deliver([entry])
-        return entry.position
+            return self._append(record, key)
 
     def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
-        return [self.publish(record, key) for record, key in events]
+        with self._lock:
+            known: Mapping[str, str] = self._published if again else {}
+            return [known.get(key) or self._append(record, key) for record, key in events]
 
     def ping(self) -> None:
         pass
@@ -51,3 +52,13 @@ class MemoryBroker:
     def close(self) -> None:
         with self._lock:
             self._sink = None
+
+    def _append(self, record: bytes, key: str) -> str:
+        entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)
+        self._log.append(entry)
+        self._published[key] = entry.position
+        if len(self._published) > self._max_events:
+            self._published.popitem(last=False)
+        if self._sink is not None:
+            self._sink.deliver([entry])
+        return entry.position
