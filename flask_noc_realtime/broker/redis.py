@@ -241,8 +241,11 @@ class RedisBroker:
         room = self._options.history_bytes
         while len(rows) <= self._options.history_events and room > 0:
             page = self._range(f"({rows[-1][0]}" if rows else "+", "-", _PAGE, reverse=True)
-            rows += page
-            room -= sum(len(record) for _, record in page)
+            for row in page:
+                rows.append(row)
+                room -= len(row[1])
+                if room <= 0:
+                    break
             if len(page) < _PAGE:
                 break
         rows = rows[: self._options.history_events + 1]
