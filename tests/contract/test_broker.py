@@ -8,7 +8,7 @@ from flask_noc_realtime.audience import Audience
 from flask_noc_realtime.broker import Broker
 from flask_noc_realtime.broker.memory import MemoryBroker
 from flask_noc_realtime.hub import Hub, HubOptions
-from tests.contract.conftest import HISTORY
+from tests.contract.conftest import BYTES, HISTORY
 from tests.contract.sinks import RecordingSink, key, record
 
 
@@ -65,6 +65,20 @@ def test_the_history_is_bounded_by_events(broker: Broker) -> None:
     assert sink.numbers == list(range(200, HISTORY + 200))
 
 
+def test_the_history_is_bounded_by_bytes(broker: Broker) -> None:
+    """Large events count for what they are; the newest are kept."""
+    size = 12_000
+    for first in range(0, 950, 50):
+        events = [(record(n, size), key()) for n in range(first, first + 50)]
+        broker.publish_all(events, again=False)
+    sink = RecordingSink()
+    broker.start(sink)
+    sink.wait_for(lambda: bool(sink.restarts), "the history")
+    kept = len(sink.entries)
+    assert sink.numbers == list(range(950 - kept, 950))
+    assert BYTES * 0.9 < kept * size <= BYTES
+
+
 def test_a_large_event_passes(broker: Broker) -> None:
     """256 KiB, the default limit."""
     sink = RecordingSink()
@@ -80,6 +94,20 @@ def test_publish_all_keeps_the_order(broker: Broker) -> None:
     positions = broker.publish_all([(record(n), key()) for n in range(50)], again=False)
     sink.wait_for_number(49)
     assert [entry.position for entry in sink.entries] == positions
+
+
+def test_a_second_attempt_publishes_only_what_the_first_did_not(broker: Broker) -> None:
+    """Events keep their positions, and the new ones follow in order."""
+    sink = RecordingSink()
+    broker.start(sink)
+    events = [(record(n), key()) for n in range(5)]
+    first = broker.publish_all(events[:3], again=False)
+    second = broker.publish_all(events, again=True)
+    assert second[:3] == first
+    broker.publish(record(5), key())
+    sink.wait_for_number(5)
+    assert sink.numbers == list(range(6))
+    assert [entry.position for entry in sink.entries[:5]] == second
 
 
 def test_a_position_of_another_broker_is_not_found(broker: Broker) -> None:

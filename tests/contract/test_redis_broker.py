@@ -199,6 +199,44 @@ def test_a_hole_in_pubsub_is_filled_before_going_on(
     assert len(sink.restarts) == 1
 
 
+def test_a_hole_of_many_pages_is_filled(redis_server: RedisFactory, connect: BrokerFactory) -> None:
+    """No entry is lost or doubled where one page of reading meets the next."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url, history_events=10_000)
+    broker.start(sink)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    with server.client().pipeline() as pipeline:
+        for number in range(1, 1501):
+            pipeline.xadd(LOG, {"r": record(number), "k": key()})
+        pipeline.execute()
+    broker.publish(record(1501), key())
+    sink.wait_for_number(1501)
+    assert sink.numbers == list(range(1502))
+    assert len(sink.restarts) == 1
+
+
+def test_a_hole_that_redis_no_longer_has_is_a_new_history(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """What was trimmed meanwhile cannot be filled, and nobody is told that it was."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    client = server.client()
+    for number in (1, 2):
+        client.xadd(LOG, {"r": record(number), "k": key()})
+    client.xtrim(LOG, maxlen=1, approximate=False)
+    broker.publish(record(3), key())
+    sink.wait_for_number(3)
+    assert len(sink.restarts) == 2
+    assert sink.numbers == [3]
+
+
 def test_rubbish_in_redis_is_passed_over(
     redis_server: RedisFactory, connect: BrokerFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,13 +248,17 @@ def test_rubbish_in_redis_is_passed_over(
     broker.publish(record(0), key())
     sink.wait_for_number(0)
     client = server.client()
-    for rubbish in (b"", b"x", b"1-0 2-0\n", b"\xff\xfe \n{}", b"a b c\n[]"):
+    newest = sink.entries[-1].position.encode()
+    wrong_predecessor = b"1-0 99999999999999-0\n" + record(7)
+    for rubbish in (b"", b"x", b"1-0 2-0\n", b"\xff\xfe \n{}", b"a b c\n[]", newest + b" x\n{}"):
         client.publish(CHANNEL, rubbish)
+    client.publish(CHANNEL, wrong_predecessor)
     client.xadd(LOG, {"other": "program"})
     client.xadd(LOG, {"r": b"no record", "k": "x"})
     broker.publish(record(1), key())
     sink.wait_for_number(1)
     assert sink.numbers == [0, 1]
+    assert len(sink.restarts) == 1
     assert any("Passed over" in message for message in caplog.messages)
 
 
@@ -261,6 +303,25 @@ def test_a_key_of_another_type_is_said(redis_server: RedisFactory, connect: Brok
     server.client().set(LOG, "mine")
     with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
         connect(server.url).publish(record(0), key())
+
+
+def test_a_subscription_to_a_key_of_another_type_is_one_error_and_recovers(
+    redis_server: RedisFactory, connect: BrokerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the other program's key is gone the history arrives by itself."""
+    server = redis_server()
+    client = server.client()
+    client.set(LOG, "mine")
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    wait_until(lambda: errors(caplog), 20, "an error")
+    client.delete(LOG)
+    sink.wait_for(lambda: bool(sink.restarts), "the history")
+    broker.publish(record(1), key())
+    sink.wait_for_number(1)
+    (error,) = errors(caplog)
+    assert "WRONGTYPE" in error
 
 
 @pytest.mark.parametrize("kind", ["unix", "tls"])
