@@ -143,6 +143,13 @@ def test_a_class_judges_for_all_its_users(event: Rule, held: list[str], verdict:
     assert (shared.verdict(event), shared.verdict(event)) == (verdict, verdict)
 
 
+def test_a_stream_of_a_user_leaves_nothing_open() -> None:
+    """PRIVATE is an answer for classes: of a single stream one knows whose it is."""
+    seven = Audience(user_id="7")
+    assert seven.verdict(rule(user_id="7")) is Verdict.SEEN
+    assert seven.verdict(rule(user_id="8")) is Verdict.HIDDEN
+
+
 def test_remembered_verdicts_stay_right_however_many_rules_there_are() -> None:
     """Events for single users are each a rule of their own, without end."""
     audience = Audience(user_id="7")

@@ -58,14 +58,15 @@ def test_a_record_gives_back_rule_and_envelope() -> None:
     assert b"permissions" not in envelope
 
 
-names = st.text(st.sampled_from('a7\n\r\0\u2028\ud800 "é') | st.characters(), min_size=1)
+# JSON joins two halves of a pair into one letter, so there are only first halves here.
+letters = st.characters(blacklist_categories=["Cs"])
+names = st.text(st.sampled_from('a7\n\r\0\u2028\ud800 "é') | letters, min_size=1)
 values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    # JSON joins two halves into one letter, so a lone half is left to the test of errors.
-    | st.text(st.characters(blacklist_categories=["Cs"]) | st.sampled_from("\n\r\u2028\u0085")),
+    | st.text(letters | st.sampled_from("\n\r\u2028\u0085")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )
@@ -86,8 +87,9 @@ def test_whatever_is_recorded_is_read_back(
 
 def test_permissions_in_another_order_are_the_same_rule() -> None:
     """A set has no order, and each order would be judged anew by every class."""
-    first = event(permissions=["a", "b"]).record(LIMIT)
-    assert event(permissions={"b", "a"}).record(LIMIT) == first
+    made = event(permissions=list("hgfedcbaa"))
+    assert made.permissions == tuple("abcdefgh")
+    assert made.record(LIMIT) == event(permissions=set("abcdefgh")).record(LIMIT)
 
 
 def test_equal_headers_share_one_rule() -> None:
