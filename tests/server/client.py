@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 from tests.sse_client import SSEClient
@@ -24,7 +25,9 @@ class Site:
         self.address = address
         self.tls = tls
 
-    def ask(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> http.client.HTTPResponse:
         """Return the answer to a request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", timeout=20)
         if isinstance(self.address, str):
@@ -35,8 +38,8 @@ class Site:
             connection.sock = socket.create_connection(self.address, timeout=20)
         if self.tls is not None:
             connection.sock = self.tls.wrap_socket(connection.sock, server_hostname="127.0.0.1")
-        headers = {"Connection": "close", "Content-Type": "application/json"}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        sent = {"Connection": "close", "Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, None if body is None else json.dumps(body), sent)
         answer = connection.getresponse()
         answer.text = answer.read()  # type: ignore[attr-defined]
         connection.close()

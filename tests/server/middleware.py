@@ -52,6 +52,29 @@ def compressing(app: Wsgi) -> Wsgi:
     return wrapped
 
 
+def joining(app: Wsgi) -> Wsgi:
+    """Collect the whole body before any of it is sent."""
+
+    def wrapped(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        return [b"".join(app(environ, start_response))]
+
+    return wrapped
+
+
+def measuring(app: Wsgi) -> Wsgi:
+    """Announce a length, as middleware does that knows how much it will pass on."""
+
+    def wrapped(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [*headers, ("Content-Length", "1000000")], *rest)
+
+        if not environ["PATH_INFO"].endswith("/stream"):
+            return app(environ, start_response)
+        return app(environ, start)
+
+    return wrapped
+
+
 def wrapped(name: str) -> Any:
     """Return the tests' app behind the named middleware."""
     app: Any = create_app()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificate import Certificate
 from tests.conftest import GunicornFactory, missing, require
 from tests.gunicorn_server import GunicornServer
 from tests.processes import wait_until
@@ -136,6 +137,58 @@ def test_middleware_that_reads_ahead_is_served_portably(gunicorn: GunicornFactor
     assert received.index(b"stream.open") < received.index(b"ahead") < received.index(b"of it")
 
 
+def test_middleware_that_collects_the_body_gets_nothing_taken_over(
+    gunicorn: GunicornFactory,
+) -> None:
+    """Its body never ends; the client must not be sent one without a head."""
+    server = gunicorn("tests.server.middleware:wrapped('joining')", env=DETACHED)
+    site = site_of(server)
+    with socket.create_connection(site.address) as connection:
+        connection.sendall(
+            b"GET /api/v1/events/stream?types=log.added HTTP/1.1\r\nHost: x\r\nX-User: 7\r\n\r\n"
+        )
+        assert wait_for_streams(site, 1, "portable")["detached"] == 0
+        site.emit("log.added", "collected")
+        assert site.state()["detached"] == 0
+        # The goodbye of a stopped server ends the body, and so shows all that was collected.
+        server.stop()
+        connection.settimeout(20)
+        received = b""
+        while more := connection.recv(65536):
+            received += more
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    order = [b"stream.open", b"collected", b"stream.close"]
+    assert [received.index(word) for word in order] == sorted(map(received.index, order))
+
+
+def test_middleware_that_announces_a_length_is_served_portably(
+    gunicorn: GunicornFactory,
+) -> None:
+    """The server counts what it sends against that length, and must see all of it."""
+    server = gunicorn("tests.server.middleware:wrapped('measuring')", env=DETACHED)
+    site = site_of(server)
+    with site.stream() as stream:
+        assert stream.headers["content-length"] == "1000000"
+        assert "transfer-encoding" not in stream.headers
+        stream.next_event()
+        assert wait_for_streams(site, 1, "portable")["detached"] == 0
+        follows(site, stream, "measured")
+
+
+def test_a_connection_with_tls_is_never_taken_over(
+    gunicorn: GunicornFactory, certificate: Certificate
+) -> None:
+    """Not even on demand: its bytes must be encrypted, and the server says what it does."""
+    server = gunicorn(APP, env=DETACHED, tls=certificate)
+    site = Site(server.address, certificate.client_context())
+    with site.stream() as stream:
+        stream.next_event()
+        assert wait_for_streams(site, 1, "portable")["detached"] == 0
+        follows(site, stream, "encrypted")
+    assert "NOC_REALTIME_TRANSPORT is 'detached' and this server cannot detach" in server.log()
+
+
 def test_middleware_that_compresses_is_served_portably(gunicorn: GunicornFactory) -> None:
     """Its client could not read bytes that are not compressed."""
     server = gunicorn("tests.server.middleware:wrapped('compressing')", env=DETACHED)
@@ -216,6 +269,30 @@ def test_a_second_request_on_the_connection_does_no_harm(gunicorn: GunicornFacto
         stream.socket.sendall(b"GET /state HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for_streams(site, 1)
         follows(site, stream, "still")
+
+
+@pytest.mark.parametrize("path", ["/state", "/api/v1/events/stream"])
+def test_a_request_pipelined_with_the_stream_is_not_answered_into_it(
+    gunicorn: GunicornFactory, path: str
+) -> None:
+    """The server read both at once and answers the second, but no longer to the client."""
+    server = gunicorn(APP, env=DETACHED)
+    site = site_of(server)
+    head = "Host: x\r\nX-User: 7\r\n\r\n"
+    with socket.create_connection(site.address) as connection:
+        connection.settimeout(20)
+        request = f"GET /api/v1/events/stream HTTP/1.1\r\n{head}GET {path} HTTP/1.1\r\n{head}"
+        connection.sendall(request.encode())
+        wait_for_streams(site, 1)
+        site.emit("log.added", "piped")
+        received = b""
+        while b"piped" not in received:
+            received += connection.recv(65536)
+        assert received.count(b"HTTP/1.1 ") == received.count(b"stream.open") == 1
+        assert site.state()["detached"] == 1
+    wait_for_streams(site, 0)
+    assert site.state()["portable"] == 0
+    assert "Traceback" not in server.log()
 
 
 def test_http_2_in_clear_text_is_served_portably(gunicorn: GunicornFactory) -> None:

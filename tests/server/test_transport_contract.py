@@ -237,12 +237,30 @@ def test_an_idle_stream_beats_and_keeps_its_position_new(site: Site) -> None:
 
 
 def test_a_head_request_opens_no_stream(site: Site) -> None:
-    """And another method is refused."""
+    """It gets the head of a stream and an end; another method is refused."""
     assert site.ask("POST", "/api/v1/events/stream").status == 405
-    with site.stream() as stream:
-        stream.next_event()
-    answer = site.ask("HEAD", "/api/v1/events/stream")
-    assert answer.status == 401
+    wait_until(lambda: not streams_of(site), 10, "the streams of other tests have ended")
+    answer: Any = site.ask("HEAD", "/api/v1/events/stream", headers=OPERATOR)
+    assert (answer.status, answer.text) == (200, b"")
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert not streams_of(site)
+    assert site.ask("HEAD", "/api/v1/events/stream").status == 401
+
+
+def streams_of(site: Site) -> int:
+    """Return how many streams the worker holds."""
+    state = site.state()
+    count: int = state["detached"] + state["portable"]
+    return count
+
+
+@pytest.mark.parametrize("position", ["nonsense", "%0d%0aid: 1", "\u2028", "x" * 4000])
+def test_a_position_in_the_header_that_is_not_found_is_a_reset(site: Site, position: str) -> None:
+    """The header is as little to be trusted as the URL."""
+    with site.stream(last_event_id=position) as stream:
+        opened, reset = stream.next_event(), stream.next_event()
+        assert (opened.type, reset.type) == ("stream.open", "stream.reset")
+        assert reset.json == {"reason": "unknown-position", "position": opened.id}
 
 
 def test_an_http_1_0_client_gets_no_chunks(site: Site, request: pytest.FixtureRequest) -> None:
