@@ -110,7 +110,7 @@ class Emitter:
 
     def close(self, timeout: float = 2.0) -> None:
         """Give the queue *timeout* seconds, then drop and count the rest."""
-        if self._queue:
+        if self.queued:
             self.flush(timeout)
         self._closing.set()
         self._abandon()
@@ -131,6 +131,8 @@ class Emitter:
         """Leave *item* to the courier, or raise."""
         raises = self._options.raises
         with self._lock:
+            # The courier may have just closed it: the next event would overtake this one.
+            self._open = True
             if not raises:
                 self._enqueue(item)
             if self._idle.is_set():
@@ -145,9 +147,12 @@ class Emitter:
             )
 
     def _enqueue(self, item: _Queued) -> None:
-        options = self._options
         self._queue.append(item)
         self._queue_bytes += len(item.record)
+        self._trim()
+
+    def _trim(self) -> None:
+        options = self._options
         while self._queue and (
             len(self._queue) > options.queue_events or self._queue_bytes > options.queue_bytes
         ):
@@ -180,10 +185,11 @@ class Emitter:
 
     def _abandon(self) -> None:
         with self._lock:
-            lost = len(self._queue)
+            lost = self.queued
             self._queue.clear()
-            self._queue_bytes = 0
+            self._queue_bytes = self._sending = 0
             self.dropped += lost
+            self._idle.set()
         if lost:
             _logger.error("%d events were dropped: the process ended during an outage.", lost)
 
@@ -202,9 +208,12 @@ class Emitter:
 
     def _put_back(self, items: list[_Queued]) -> None:
         with self._lock:
+            if not self._sending:
+                return  # `close` has counted them as lost.
             self._queue.extendleft(item._replace(again=True) for item in reversed(items))
             self._queue_bytes += sum(len(item.record) for item in items)
             self._sending = 0
+            self._trim()
 
     def _settled(self) -> bool:
         """Close the circuit if nothing is queued."""
