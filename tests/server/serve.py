@@ -6,7 +6,7 @@ import sys
 
 
 def main(kind: str, port: int) -> None:
-    """Serve until killed; *kind* is pywsgi or werkzeug."""
+    """Serve until killed; *kind* is pywsgi, pywsgi-unpatched or werkzeug."""
     if kind == "pywsgi":
         from gevent import monkey
 

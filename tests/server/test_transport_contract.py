@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -297,3 +299,30 @@ def test_a_client_that_does_not_read_delays_nobody(site: Site) -> None:
         got = numbers(events, type)
         assert got == list(range(len(got)))
         assert events[-1].type == "stream.reset" or len(got) == 120
+
+
+class FrozenError(Exception):
+    """A server that runs answers nobody."""
+
+
+@pytest.mark.xfail(
+    raises=FrozenError,
+    reason="a portable stream waits on a threading.Condition, which without gevent's patches "
+    "stops the only thread there is",
+)
+def test_pywsgi_without_patches_serves_others_beside_a_stream(tmp_path: Path) -> None:
+    """Right with and without gevent's monkey patching, as the design says of this transport."""
+    sites = _standalone("pywsgi-unpatched", tmp_path)
+    site = next(sites)
+    try:
+        with (
+            site.stream() as stream,
+            socket.create_connection(("127.0.0.1", site.address[1]), 5) as other,
+        ):
+            stream.next_event()
+            other.sendall(b"GET /state HTTP/1.0\r\n\r\n")
+            if not select.select([other], [], [], 5)[0]:
+                raise FrozenError
+            assert other.recv(15).startswith(b"HTTP/1.")
+    finally:
+        next(sites, None)
