@@ -21,6 +21,7 @@ SPREAD = 0.8
 """The least share of an interval that streams are spread over."""
 
 _ARRIVAL_STEP = 0.05
+_ARRIVAL_WAIT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Hub:
         self.closing = threading.Event()
         self._broker = broker
         self._lock = threading.Lock()
+        self._appended = threading.Condition(self._lock)
         self._log = EventLog(options.history_events, options.history_bytes)
         self._reader = Reader(self._log, options.write_limit)
         self._arrivals: deque[tuple[float, int]] = deque()
@@ -115,6 +117,7 @@ class Hub:
             self._arrive()
             for entry in entries:
                 self._log.append(entry)
+            self._appended.notify_all()
         self._notify()
 
     def restart(self, base: str, entries: Sequence[Entry]) -> None:
@@ -144,17 +147,15 @@ class Hub:
         """Find where a stream starts: after *last_position*, or now when that is None."""
         retry = round(self.retry() * 1000)
         with self._lock:
-            log = self._log
-            ordinal = log.end if last_position is None else log.find(last_position)
-            if ordinal is not None:
-                position = log.position_at(ordinal)
-                data = {"position": position, "retry": retry}
-                preamble = control("stream.open", data, id=position, retry=retry)
-                return Opening(preamble, ordinal, log.end)
-            position, end = log.position, log.end
+            found = self._find(last_position)
+            end = self._log.end
+            ordinal = end if found is None else found
+            position = self._log.position_at(ordinal)
         data = {"position": position, "retry": retry}
         preamble = control("stream.open", data, id=position, retry=retry)
-        return Opening(preamble + reset_frame("unknown-position", position), end, end)
+        if found is None:
+            preamble += reset_frame("unknown-position", position)
+        return Opening(preamble, ordinal, end)
 
     def read(self, audience: Audience, user_id: str | None, ordinal: int) -> Batch:
         """Return what follows *ordinal*; *audience* is the shared one."""
@@ -202,6 +203,15 @@ class Hub:
         """Return the last frame of a stream."""
         retry = round(self.retry() * 1000)
         return control("stream.close", {"reason": reason, "retry": retry}, retry=retry)
+
+    def _find(self, position: str | None) -> int | None:
+        """Find where to resume, giving what another worker has already shown time to arrive."""
+        log = self._log
+        if position is None:
+            return log.end
+        if log.find(position) is None and self._broker.follows(position, log.position):
+            self._appended.wait_for(lambda: log.find(position) is not None, _ARRIVAL_WAIT)
+        return log.find(position)
 
     def _arrive(self) -> None:
         now = time.monotonic()

@@ -42,6 +42,9 @@ class Broker(Protocol):
         :raises BrokerUnavailable: when not all are known to be published; try *again*.
         """
 
+    def follows(self, position: str, other: str) -> bool:
+        """Tell whether *position* may be one after *other* that has not been delivered yet."""
+
     def ping(self) -> None:
         """Return when the broker would take an event.
 

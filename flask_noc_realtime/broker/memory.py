@@ -40,6 +40,9 @@ class MemoryBroker:
             known: Mapping[str, str] = self._published if again else {}
             return [known.get(key) or self._append(record, key) for record, key in events]
 
+    def follows(self, position: str, other: str) -> bool:
+        return False
+
     def ping(self) -> None:
         pass
 

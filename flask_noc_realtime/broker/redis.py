@@ -20,11 +20,13 @@ from ..eventlog import Entry
 from . import Sink
 
 # One entry that carries no event opens every log, so that a position can always be found.
+# A second attempt looks for the first in the log, and leaves its own key where a first one that
+# was merely late finds it.
 # Each message names its predecessor: a hole shows with the next message, whatever made it.
 _PUBLISH = """
-local log, channel, cap = KEYS[1], KEYS[2], ARGV[1]
+local log, channel, retried, cap, again = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2] == '1'
 local published = {}
-if ARGV[2] == '1' then
+if again then
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', cap)) do
     published[entry[2][4]] = entry[1]
   end
@@ -34,11 +36,15 @@ local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', ''
 local positions = {}
 for i = 3, #ARGV, 2 do
   local record, key = ARGV[i], ARGV[i + 1]
-  local position = published[key]
+  local position = published[key] or redis.call('HGET', retried, key)
   if not position then
     position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
     redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
     before = position
+    if again then
+      redis.call('HSET', retried, key, position)
+      redis.call('EXPIRE', retried, 600)
+    end
   end
   positions[#positions + 1] = position
 end
@@ -88,11 +94,13 @@ class RedisBroker:
         # The name in braces puts every key on one slot of a Redis Cluster.
         self._log_key = f"{{{options.namespace}}}:log"
         self._channel = f"{{{options.namespace}}}:events"
+        self._keys = (self._log_key, self._channel, f"{{{options.namespace}}}:retried")
         self._where = _without_secret(url)
         self._connect = client_factory(url, options.timeout)
         self._publish: Any | None = None
         self._reader: Any | None = None
         self._sink: Sink | None = None
+        self._thread: threading.Thread | None = None
         self._newest: str | None = None
         self._closed = threading.Event()
         self._pubsub: Any | None = None
@@ -115,6 +123,9 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    def follows(self, position: str, other: str) -> bool:
+        return _order(position) > _order(other)
+
     def ping(self) -> None:
         try:
             self._publish_script().registered_client.ping()
@@ -123,7 +134,10 @@ class RedisBroker:
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        threading.Thread(target=self._run, name="noc-realtime-subscription", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._run, name="noc-realtime-subscription", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
         self._closed.set()
@@ -133,6 +147,8 @@ class RedisBroker:
                 pubsub.unsubscribe()
             except (redis.RedisError, OSError, RuntimeError):
                 pass
+        if self._thread is not None:
+            self._thread.join(self._options.timeout)
         if self._publish is not None:
             self._publish.registered_client.close()
 
@@ -148,10 +164,7 @@ class RedisBroker:
         for event in events:
             arguments += event
         script = self._publish_script()
-        return [
-            position.decode()
-            for position in script(keys=[self._log_key, self._channel], args=arguments)
-        ]
+        return [position.decode() for position in script(keys=self._keys, args=arguments)]
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(

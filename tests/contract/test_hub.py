@@ -12,6 +12,7 @@ from flask_noc_realtime import hub as hub_module
 from flask_noc_realtime.audience import Audience
 from flask_noc_realtime.broker import Sink
 from flask_noc_realtime.broker.memory import MemoryBroker
+from flask_noc_realtime.eventlog import Entry
 from flask_noc_realtime.hub import Hub, HubOptions
 from tests.contract.sinks import key, record
 
@@ -46,6 +47,10 @@ class SilentBroker:
     def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
         """Not asked for here."""
         raise NotImplementedError
+
+    def follows(self, position: str, other: str) -> bool:
+        """Know no order."""
+        return False
 
     def ping(self) -> None:
         """Not asked for here."""
@@ -191,3 +196,33 @@ def test_a_listener_is_told_of_every_delivery() -> None:
     hub.close()
     assert hub.closing.is_set()
     assert len(told) == 4
+
+
+class LateBroker(SilentBroker):
+    """A broker on which another worker is a moment ahead."""
+
+    def follows(self, position: str, other: str) -> bool:
+        """Order positions by their number."""
+        return position > other
+
+
+def test_a_position_another_worker_has_shown_is_waited_for() -> None:
+    """A page of one worker, its stream on another that has not been told yet."""
+    entry = Entry.from_record("p-2", record(2))
+    hub = Hub(LateBroker(), HubOptions())
+    hub.restart("p-1", [])
+    opened: list[bytes] = []
+    opening = threading.Thread(target=lambda: opened.append(hub.open("p-2").preamble))
+    opening.start()
+    hub.deliver([entry])
+    opening.join()
+    assert b"stream.reset" not in opened[0]
+
+
+def test_a_position_that_never_arrives_is_not_waited_for_long() -> None:
+    """It may be forged, or of a Redis that lost it."""
+    hub = Hub(LateBroker(), HubOptions())
+    hub.restart("p-1", [])
+    begun = time.monotonic()
+    assert b"stream.reset" in hub.open("p-9").preamble
+    assert time.monotonic() - begun < 3
