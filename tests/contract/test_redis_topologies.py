@@ -65,19 +65,21 @@ def sentinel(tmp_path: Path, redis_server: RedisFactory) -> Iterator[tuple[int, 
         process = subprocess.Popen(
             [require("redis-server"), str(config), "--sentinel"], stdout=log, stderr=log
         )
-    watch = redis.Redis(port=port, decode_responses=True)
+    try:
+        watch = redis.Redis(port=port, decode_responses=True)
 
-    def ready() -> bool:
-        try:
-            state: Any = watch.execute_command("SENTINEL", "MASTER", "noc")
-        except redis.ConnectionError:
-            return False
-        return bool(state["num-slaves"])
+        def ready() -> bool:
+            try:
+                state: Any = watch.execute_command("SENTINEL", "MASTER", "noc")
+            except redis.ConnectionError:
+                return False
+            return bool(state["num-slaves"])
 
-    wait_until(ready, 30, "the sentinel knows the replica")
-    yield port, master
-    process.terminate()
-    process.wait(20)
+        wait_until(ready, 30, "the sentinel knows the replica")
+        yield port, master
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def test_a_failover_of_sentinel_is_followed(
