@@ -147,7 +147,12 @@ class Emitter:
             )
 
     def _enqueue(self, item: _Queued) -> None:
-        self._queue.append(item)
+        if item.again:
+            # Behind all that others queued meanwhile, its second attempt could come when the
+            # first has already left the log, and would not find it.
+            self._queue.appendleft(item)
+        else:
+            self._queue.append(item)
         self._queue_bytes += len(item.record)
         self._trim()
 
