@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -40,9 +41,11 @@ class EmitOptions:
 
 
 class _Queued(NamedTuple):
+    """An event that waits; `since` is when its first attempt began, if there was one."""
+
     record: bytes
     key: str
-    again: bool
+    since: float | None
 
 
 class Emitter:
@@ -94,14 +97,14 @@ class Emitter:
         event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
         record = event.record(self._options.max_event_bytes)
         key = f"{self._name}-{next(self._numbers)}"
-        again = False
+        since = None
         if not self._open:
+            since = time.monotonic()
             try:
                 return self._broker.publish(record, key)
             except BrokerUnavailable as error:
                 self._log_outage(error)
-                again = True
-        self._postpone(_Queued(record, key, again))
+        self._postpone(_Queued(record, key, since))
         return None
 
     def flush(self, timeout: float) -> bool:
@@ -147,7 +150,7 @@ class Emitter:
             )
 
     def _enqueue(self, item: _Queued) -> None:
-        if item.again:
+        if item.since is not None:
             # Behind all that others queued meanwhile, its second attempt could come when the
             # first has already left the log, and would not find it.
             self._queue.appendleft(item)
@@ -172,14 +175,16 @@ class Emitter:
         failures = 0
         while not self._closing.is_set():
             items = self._take()
+            now = time.monotonic()
             try:
                 if items:
-                    again = any(item.again for item in items)
-                    self._broker.publish_all([item[:2] for item in items], again=again)
+                    since = min((i.since for i in items if i.since is not None), default=now)
+                    events = [item[:2] for item in items]
+                    self._broker.publish_all(events, again=since < now, age=now - since)
                 else:
                     self._broker.ping()
             except BrokerUnavailable:
-                self._put_back(items)
+                self._put_back(items, now)
                 self._closing.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1
                 continue
@@ -211,11 +216,14 @@ class Emitter:
             self._sending = len(items)
         return items
 
-    def _put_back(self, items: list[_Queued]) -> None:
+    def _put_back(self, items: list[_Queued], now: float) -> None:
         with self._lock:
             if not self._sending:
                 return  # `close` has counted them as lost.
-            self._queue.extendleft(item._replace(again=True) for item in reversed(items))
+            self._queue.extendleft(
+                item if item.since is not None else item._replace(since=now)
+                for item in reversed(items)
+            )
             self._queue_bytes += sum(len(item.record) for item in items)
             self._sending = 0
             self._trim()

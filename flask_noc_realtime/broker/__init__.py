@@ -6,6 +6,7 @@ and feeds each process's hub from a single subscription.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -35,10 +36,13 @@ class Broker(Protocol):
         :raises BrokerUnavailable: when it is not known to be published.
         """
 
-    def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
+    def publish_all(
+        self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
+    ) -> list[str]:
         """Append records with their keys, in order, and return their positions.
 
         :param again: an earlier attempt may have succeeded unnoticed; publish none twice.
+        :param age: seconds since the earliest attempt began: how far back to look for it.
         :raises BrokerUnavailable: when not all are known to be published; try *again*.
         """
 

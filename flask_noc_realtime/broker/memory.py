@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from collections import OrderedDict
@@ -35,7 +36,9 @@ class MemoryBroker:
         with self._lock:
             return self._append(record, key)
 
-    def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
+    def publish_all(
+        self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
+    ) -> list[str]:
         with self._lock:
             known: Mapping[str, str] = self._published if again else {}
             return [known.get(key) or self._append(record, key) for record, key in events]

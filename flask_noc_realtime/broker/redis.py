@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,20 @@ from ..eventlog import Entry
 from . import Sink
 
 # One entry that carries no event opens every log, so that a position can always be found.
-# A second attempt looks for the first in the log, and leaves its own key where a first one that
-# was merely late finds it.
+# A second attempt looks for the first in the log, only as far back as it can be: all of a large
+# history takes longer than any timeout, and the outage would never end. It leaves its own key
+# where a first one that was merely late finds it.
 # Each message names its predecessor: a hole shows with the next message, whatever made it.
 _PUBLISH = """
-local log, channel, retried, cap, again = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2] == '1'
+local log, channel, retried, cap, age = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
 local published = {}
-if again then
-  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', cap)) do
+if age ~= '' then
+  local since = '-'
+  if age ~= 'inf' then
+    local now = redis.call('TIME')
+    since = string.format('%.0f', math.max(0, now[1] * 1000 - age))
+  end
+  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', since, 'COUNT', cap)) do
     published[entry[2][4]] = entry[1]
   end
 end
@@ -41,7 +48,7 @@ for i = 3, #ARGV, 2 do
     position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
     redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
     before = position
-    if again then
+    if age ~= '' then
       redis.call('HSET', retried, key, position)
       redis.call('EXPIRE', retried, 600)
     end
@@ -57,6 +64,7 @@ return 1
 
 _PAGE = 500
 _IDLE_CHECK = 15.0
+_WINDOW_MARGIN = 5.0
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 _logger = logging.getLogger("flask_noc_realtime")
@@ -110,16 +118,18 @@ class RedisBroker:
     def publish(self, record: bytes, key: str) -> str:
         events = [(record, key)]
         try:
-            return self._run_script(events, again=False)[0]
+            return self._run_script(events, None)[0]
         except redis.TimeoutError as error:
             raise self._unavailable(error) from error
         except (redis.RedisError, OSError):
             # A connection Redis closed meanwhile says nothing about Redis now.
-            return self.publish_all(events, again=True)[0]
+            return self.publish_all(events, again=True, age=self._options.timeout)[0]
 
-    def publish_all(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
+    def publish_all(
+        self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
+    ) -> list[str]:
         try:
-            return self._run_script(events, again=again)
+            return self._run_script(events, age if again else None)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -159,8 +169,8 @@ class RedisBroker:
             self._publish = client.register_script(_PUBLISH)
         return self._publish
 
-    def _run_script(self, events: Sequence[tuple[bytes, str]], *, again: bool) -> list[str]:
-        arguments: list[bytes | str | int] = [self._options.history_events, int(again)]
+    def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
+        arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
         for event in events:
             arguments += event
         script = self._publish_script()
@@ -355,6 +365,13 @@ def _entries(rows: list[tuple[str, bytes]]) -> Iterator[Entry]:
             yield Entry.from_record(position, record)
         except EventError as error:
             _logger.error("Passed over %s in the event log: %s", position, error)
+
+
+def _window(age: float | None) -> str:
+    """Return the milliseconds to look back as the script takes them, with room for doubt."""
+    if age is None:
+        return ""
+    return "inf" if math.isinf(age) else str(round((age + _WINDOW_MARGIN) * 1000))
 
 
 def _order(position: str) -> tuple[int, int]:

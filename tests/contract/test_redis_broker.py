@@ -65,6 +65,21 @@ def test_both_versions_of_redis_take_the_script(redis: RedisServer, connect: Bro
     assert sink.numbers == [1, 2]
 
 
+def test_a_second_attempt_looks_no_further_back_than_its_first_can_be(
+    redis: RedisServer, connect: BrokerFactory
+) -> None:
+    """All of a large history takes longer than any timeout, and the outage would never end."""
+    broker = connect(redis.url, namespace="window")
+    client, name = redis.client(), key()
+    client.delete("{window}:log", "{window}:retried")
+    client.xadd("{window}:log", {"r": record(1), "k": name}, id="1-1")
+    assert broker.publish_all([(record(1), name)], again=True) == ["1-1"]
+    assert broker.publish_all([(record(1), name)], again=True, age=60.0) != ["1-1"]
+    recent = key()
+    position = broker.publish_all([(record(2), recent)], again=False)
+    assert broker.publish_all([(record(2), recent)], again=True, age=0.0) == position
+
+
 def test_namespaces_do_not_see_each_other(
     redis_server: RedisFactory, connect: BrokerFactory
 ) -> None:
