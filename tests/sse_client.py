@@ -99,6 +99,7 @@ class _Dechunker:
         self.ended = False
         self._rest = b""
         self._left = 0
+        self._last = False
 
     def feed(self, wire: bytes) -> bytes:
         self._rest += wire
@@ -110,10 +111,7 @@ class _Dechunker:
                     break
                 self._left = int(line.partition(b";")[0], 16) + 2
                 self._rest = rest
-                if self._left == 2:
-                    self._left = 0
-                    self.ended = True
-                    break
+                self._last = self._left == 2
             if self._left > 2:
                 part = self._rest[: self._left - 2]
                 body += part
@@ -126,6 +124,7 @@ class _Dechunker:
                     raise ValueError(f"a chunk ends with {self._rest[:8]!r}")
                 self._rest = self._rest[self._left :]
                 self._left = 0
+                self.ended = self._last
         return body
 
 
