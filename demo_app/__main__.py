@@ -2,45 +2,106 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from demo_app.legacy.models import open_database
 from demo_app.legacy.services import Services
-from demo_app.simulator import seed
+from demo_app.simulator import fill
+
+T = TypeVar("T")
+
+HOST = "127.0.0.1"
 
 
 def main() -> int:
     """Serve from memory with one worker, or through REDIS_URL with four."""
-    # Ended any other way, gunicorn would be left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    port = os.environ.get("PORT") or "8000"
+    parser = argparse.ArgumentParser(
+        prog="python -m demo_app",
+        description="A simulated NOC. From the environment: PORT, REDIS_URL, DEMO_RATE (events a "
+        "second), DEMO_SEED, and every NOC_REALTIME_* key.",
+    )
+    parser.add_argument("--legacy", action="store_true", help="the app as it was before: polling")
+    legacy = parser.parse_args().legacy
+    port = setting("PORT", "8000", int, lambda number: 0 < number < 65536)
+    rate = setting("DEMO_RATE", "3", float, lambda number: 0.01 <= number <= 1000)
+    seed = setting("DEMO_SEED", "7", int, lambda number: True)
     redis = os.environ.get("REDIS_URL") or ""
+    refuse_taken(port)
+    # Ended any other way, gunicorn would be left behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    # A shell that starts this in the background has it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = "4" if redis else "1"
-    with tempfile.TemporaryDirectory(prefix="noc-demo-") as directory:
-        database = Path(directory) / "noc.sqlite"
-        seed(Services.of(open_database(str(database))))
-        environ = os.environ | {"DEMO_DATABASE": str(database)}
-        if redis:
-            environ["NOC_REALTIME_URL"] = redis
-        through = f"{workers} workers on Redis" if redis else "one worker, in memory"
-        print(f"The NOC is at http://127.0.0.1:{port}/ ({through}); Ctrl-C ends it.", flush=True)
-        gunicorn = ("-m", "gunicorn", "-k", "gevent", "-w", workers, "-b", f"127.0.0.1:{port}")
-        options = ("-c", "python:demo_app.gunicorn_conf", "--log-level", "warning")
-        server = subprocess.Popen(
-            [sys.executable, *gunicorn, *options, "demo_app.realtime:create_app()"], env=environ
-        )
+    if legacy:
+        app, how = "demo_app.legacy:create_app()", "polling"
+    else:
+        app, how = "demo_app.realtime:create_app()", "through Redis" if redis else "in memory"
+    try:
+        with tempfile.TemporaryDirectory(prefix="noc-demo-") as directory:
+            database = Path(directory) / "noc.sqlite"
+            fill(Services.of(open_database(str(database))), seed)
+            crew = f"{workers} workers" if redis else "one worker"
+            environ = os.environ | {
+                "DEMO_DATABASE": str(database),
+                "DEMO_RATE": str(rate),
+                "DEMO_SEED": str(seed + 1),
+                "DEMO_WELCOME": f"The NOC is at http://{HOST}:{port}/ ({crew}, {how}); "
+                "Ctrl-C ends it.",
+            }
+            if redis:
+                environ["NOC_REALTIME_URL"] = redis
+            return serve(app, port, workers, environ)
+    except KeyboardInterrupt:
+        return 0
+
+
+def setting(name: str, default: str, kind: Callable[[str], T], right: Callable[[T], bool]) -> T:
+    """Return the number in the environment variable *name*, or end with what is wrong."""
+    text = os.environ.get(name) or default
+    try:
+        number = kind(text)
+    except ValueError:
+        sys.exit(f"{name} is {text!r}; use a number.")
+    if not right(number):
+        sys.exit(f"{name} is {text!r}, which is out of range.")
+    return number
+
+
+def refuse_taken(port: int) -> None:
+    """End when somebody else serves on *port*."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            return server.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
+            probe.bind((HOST, port))
+        except OSError as error:
+            sys.exit(f"Port {port} is not free ({error.strerror}); set PORT to another one.")
+
+
+def serve(app: str, port: int, workers: str, environ: dict[str, str]) -> int:
+    """Run gunicorn until it ends or this process is told to."""
+    gunicorn = ("-m", "gunicorn", "-k", "gevent", "-w", workers, "-b", f"{HOST}:{port}")
+    options = ("-c", "python:demo_app.gunicorn_conf", "--log-level", "warning")
+    server = subprocess.Popen(
+        [sys.executable, *gunicorn, *options, app],
+        env=environ,
+        # The terminal's Ctrl-C would reach the workers beside the master's own word to them.
+        start_new_session=True,
+    )
+    try:
+        return server.wait()
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
 
 
 if __name__ == "__main__":

@@ -12,5 +12,10 @@ from demo_app.simulator import Driver
 def post_worker_init(worker: Any) -> None:
     """Start the driver after the fork, where threads survive."""
     lock = Path(os.environ["DEMO_DATABASE"]).with_name("simulator.lock")
-    rate = float(os.environ.get("DEMO_RATE", "3"))
-    Driver(worker.wsgi.extensions["services"], lock, rate).start()
+    rate, seed = float(os.environ["DEMO_RATE"]), int(os.environ["DEMO_SEED"])
+    Driver(worker.wsgi.extensions["services"], lock, rate, seed).start()
+
+
+def when_ready(server: Any) -> None:
+    """Say where the demo is, now that its port answers."""
+    print(os.environ["DEMO_WELCOME"], flush=True)

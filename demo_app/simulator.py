@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ _RUNBOOKS = {
     "sw": "cycle-port-channel",
     "srv": "restart-host",
 }
+# Failures begin more often than they end: without a bound a quarter of the network is down.
+_FEW, _MANY = 4, 12
 
 _logger = logging.getLogger(__name__)
 
@@ -69,16 +71,36 @@ def devices() -> list[Device]:
 
 
 class Network:
-    """The same seed tells the same story. Pure: it calls nothing and has no clock."""
+    """The same seed tells the same story. Pure: it calls nothing and has no clock.
 
-    def __init__(self, seed: int) -> None:
+    A device that failed has an open incident; one is degraded while the one above it is down.
+
+    :param broken: devices an earlier network left with an open incident; they are repaired.
+    :param degraded: devices it left degraded.
+    :param running: devices it left with an automation under way.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        broken: Collection[str] = (),
+        degraded: Collection[str] = (),
+        running: Collection[str] = (),
+    ) -> None:
         self._random = random.Random(seed)
         self._devices = devices()
+        self._broken = set(broken)
         self._stories: dict[str, Iterator[list[Call]]] = {}
+        for device in self._devices:
+            if device.name in broken:
+                self._stories[device.name] = self._repair(device, device.name in running)
+            elif device.name in degraded and device.parent not in broken:
+                self._stories[device.name] = iter([[_status(device.name, "up")]])
 
     def step(self) -> list[Call]:
         """Return what happens next."""
-        if len(self._stories) < 4 or self._random.random() < 0.1:
+        many = len(self._stories)
+        if many < _FEW or (many < _MANY and self._random.random() < 0.1):
             device = self._random.choice(self._devices)
             if device.name not in self._stories:
                 self._stories[device.name] = self._fail(device)
@@ -90,64 +112,61 @@ class Network:
         return calls
 
     def _fail(self, device: Device) -> Iterator[list[Call]]:
-        name, kind = device.name, device.kind
-        fault = self._random.choice(_FAULTS[kind])
-        below = [other.name for other in self._devices if other.parent == name][:4]
+        name = device.name
+        fault = self._random.choice(_FAULTS[device.kind])
+        self._broken.add(name)
         yield [
             _log(name, "error", fault),
-            Call("servers", "set_status", {"name": name, "status": "down"}),
-            Call(
-                "incidents",
-                "create",
-                {"server": name, "title": f"{name}: {fault}", "severity": _SEVERITY[kind]},
-            ),
+            _incident(name, fault, _SEVERITY[device.kind]),
+            _status(name, "down"),
         ]
-        for other in below:
-            yield [
-                Call("servers", "set_status", {"name": other, "status": "degraded"}),
-                _log(other, "warning", f"lost {name}"),
-            ]
+        for other in self._below(device):
+            if other not in self._broken:
+                yield [_status(other, "degraded"), _log(other, "warning", f"lost {name}")]
         for attempt in range(1, self._random.randint(2, 5)):
             yield [_log(name, "info", f"no answer to probe {attempt}")]
-        runbook = _RUNBOOKS[kind]
-        yield [
-            Call("automations", "start", {"name": runbook, "server": name}),
-            _log(runbook, "info", f"started on {name}"),
-        ]
+        yield from self._repair(device)
+
+    def _repair(self, device: Device, running: bool = False) -> Iterator[list[Call]]:
+        name, runbook = device.name, _RUNBOOKS[device.kind]
+        if not running:
+            yield [
+                Call("automations", "start", {"name": runbook, "server": name}),
+                _log(runbook, "info", f"started on {name}"),
+            ]
         for text in ("credentials checked", "configuration saved", "action sent", "waiting"):
             yield [_log(runbook, "info", f"{name}: {text}")]
         works = self._random.random() < 0.8
-        yield [
-            Call(
-                "automations",
-                "complete",
-                {"server": name, "status": "succeeded" if works else "failed"},
-            )
-        ]
+        status = "succeeded" if works else "failed"
+        yield [Call("automations", "complete", {"server": name, "status": status})]
         if not works:
-            yield [Call("incidents", "change_status", {"server": name, "status": "escalated"})]
+            yield [_progress(name, "escalated"), _log(runbook, "error", f"{name}: gave up")]
             yield [_log(name, "warning", "technician on site")]
+        self._broken.remove(name)
         yield [
-            Call("servers", "set_status", {"name": name, "status": "up"}),
+            _status(name, "degraded" if device.parent in self._broken else "up"),
             _log(name, "info", "answers again"),
-            Call("incidents", "change_status", {"server": name, "status": "resolved"}),
+            _progress(name, "resolved"),
+            *(_status(other, "up") for other in self._below(device) if other not in self._broken),
         ]
-        for other in below:
-            yield [Call("servers", "set_status", {"name": other, "status": "up"})]
+
+    def _below(self, device: Device) -> list[str]:
+        return [other.name for other in self._devices if other.parent == device.name]
 
 
 class Driver(threading.Thread):
     """Plays the network on the services, in one process of all that try.
 
     :param lock: a file; whoever holds it drives, and the system frees it when they die.
-    :param rate: calls a second, about.
+    :param rate: calls a second at most.
     """
 
-    def __init__(self, services: Services, lock: Path, rate: float) -> None:
+    def __init__(self, services: Services, lock: Path, rate: float, seed: int) -> None:
         super().__init__(name="simulator", daemon=True)
         self._services = services
         self._lock = lock
         self._rate = rate
+        self._seed = seed
 
     def run(self) -> None:
         """Wait for the turn, then play for ever."""
@@ -157,23 +176,41 @@ class Driver(threading.Thread):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            network = Network(os.getpid())
+            network = take_over(self._services, self._seed)
             while True:
-                self._play(network.step())
-
-    def _play(self, calls: list[Call]) -> None:
-        for call in calls:
-            try:
-                getattr(getattr(self._services, call.service), call.method)(**call.arguments)
-            except Exception:
-                _logger.exception("The simulated %s.%s failed.", call.service, call.method)
-            time.sleep(1 / self._rate)
+                for call in network.step():
+                    play(self._services, call)
+                    time.sleep(1 / self._rate)
 
 
-def seed(services: Services) -> None:
-    """Fill a new database."""
+def play(services: Services, call: Call) -> None:
+    """Make *call*; a failing one is logged, and the show goes on."""
+    try:
+        getattr(getattr(services, call.service), call.method)(**call.arguments)
+    except Exception:
+        _logger.exception("The simulated %s.%s failed.", call.service, call.method)
+
+
+def take_over(services: Services, seed: int) -> Network:
+    """Return a network that goes on from what the database says."""
+    return Network(
+        seed,
+        broken={i["server"] for i in services.incidents.list(200) if i["status"] != "resolved"},
+        degraded={s["name"] for s in services.servers.list() if s["status"] == "degraded"},
+        running={r["server"] for r in services.automations.list(200) if r["status"] == "running"},
+    )
+
+
+def fill(services: Services, seed: int) -> None:
+    """Fill a new database: the devices, and an hour that did not go well."""
     services.servers.add_all([{"name": d.name, "kind": d.kind, "site": d.site} for d in devices()])
     services.logs.add("noc", "info", f"monitoring {DEVICES} devices")
+    network = Network(seed)
+    for _ in range(60):
+        for call in network.step():
+            play(services, call)
+    oldest = [row for row in services.incidents.list() if row["status"] != "resolved"][-1]
+    services.incidents.acknowledge(oldest["id"], "maria", "on the phone with the carrier")
 
 
 def _locked(fd: int) -> bool:
@@ -186,3 +223,15 @@ def _locked(fd: int) -> bool:
 
 def _log(source: str, level: str, text: str) -> Call:
     return Call("logs", "add", {"source": source, "level": level, "text": text})
+
+
+def _status(name: str, status: str) -> Call:
+    return Call("servers", "set_status", {"name": name, "status": status})
+
+
+def _incident(name: str, title: str, severity: str) -> Call:
+    return Call("incidents", "create", {"server": name, "title": title, "severity": severity})
+
+
+def _progress(name: str, status: str) -> Call:
+    return Call("incidents", "change_status", {"server": name, "status": status})

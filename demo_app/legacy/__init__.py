@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from flask import Flask
 
 from .models import open_database
@@ -15,3 +17,8 @@ def create_legacy_app(database: str) -> Flask:
     app.extensions["services"] = Services.of(open_database(database))
     app.register_blueprint(blueprint)
     return app
+
+
+def create_app() -> Flask:
+    """Return the app on the demo's database."""
+    return create_legacy_app(os.environ["DEMO_DATABASE"])

@@ -50,8 +50,12 @@ def automations() -> Any:
 @blueprint.post("/api/incidents/<int:incident_id>/acknowledge")
 def acknowledge(incident_id: int) -> Any:
     """Say who is on an incident."""
-    form = request.get_json(silent=True) or {}
+    form = request.get_json(silent=True)
+    if not isinstance(form, dict):
+        return jsonify(error="the body is not a JSON object"), 400
     who, comment = str(form.get("who") or "operator"), str(form.get("comment") or "")
+    if len(who) > 40 or len(comment) > 1000:
+        return jsonify(error="who or comment is too long"), 400
     return jsonify(services().incidents.acknowledge(incident_id, who, comment))
 
 
