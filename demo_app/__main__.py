@@ -34,7 +34,8 @@ def main() -> int:
     port = setting("PORT", "8000", int, lambda number: 0 < number < 65536)
     rate = setting("DEMO_RATE", "3", float, lambda number: 0.01 <= number <= 1000)
     seed = setting("DEMO_SEED", "7", int, lambda number: True)
-    redis = os.environ.get("REDIS_URL") or ""
+    url = os.environ.get("REDIS_URL") or os.environ.get("NOC_REALTIME_URL") or "memory://"
+    redis = not url.startswith("memory:")
     refuse_taken(port)
     # Ended any other way, gunicorn would be left behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -52,14 +53,13 @@ def main() -> int:
             fill(Services.of(open_database(str(database))), seed)
             crew = f"{workers} workers" if redis else "one worker"
             environ = os.environ | {
+                "NOC_REALTIME_URL": url,
                 "DEMO_DATABASE": str(database),
                 "DEMO_RATE": str(rate),
                 "DEMO_SEED": str(seed + 1),
                 "DEMO_WELCOME": f"The NOC is at http://{HOST}:{port}/ ({crew}, {how}); "
                 "Ctrl-C ends it.",
             }
-            if redis:
-                environ["NOC_REALTIME_URL"] = redis
             return serve(app, port, workers, environ)
     except KeyboardInterrupt:
         return 0

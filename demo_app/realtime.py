@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from flask import Flask, render_template
-from jinja2 import ChoiceLoader, FileSystemLoader
+from flask import Blueprint, Flask, render_template
 
-from demo_app.legacy import create_legacy_app
+from demo_app.legacy import create_app as create_app_before
 from flask_noc_realtime import NocRealtime
 
 realtime = NocRealtime()
@@ -28,18 +26,23 @@ EVENTS = {
 }
 
 
+# The dashboard's page with one script more.
+live = Blueprint(
+    "live", __name__, template_folder="templates", static_folder="static", static_url_path="/live"
+)
+
+
 def create_app() -> Flask:
     """Return the legacy app with streams instead of polling."""
-    app = create_legacy_app(os.environ["DEMO_DATABASE"])
-    app.config.from_mapping(
-        {"NOC_REALTIME_ALLOW_ANONYMOUS": True}
-        | {key: value for key, value in os.environ.items() if key.startswith("NOC_REALTIME_")}
-    )
+    app = create_app_before()
+    app.config["NOC_REALTIME_ALLOW_ANONYMOUS"] = True
+    app.config.update({k: v for k, v in os.environ.items() if k.startswith("NOC_REALTIME_")})
     realtime.init_app(app)
     for (service, method), type in EVENTS.items():
         owner = getattr(app.extensions["services"], service)
         setattr(owner, method, emitting(type, getattr(owner, method)))
-    show_live_page(app)
+    app.register_blueprint(live)
+    app.view_functions["noc.dashboard"] = lambda: render_template("live.html")
     return app
 
 
@@ -53,15 +56,3 @@ def emitting(type: str, method: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
-
-
-def show_live_page(app: Flask) -> None:
-    """Serve the dashboard with the script that opens the stream."""
-    here = Path(__file__).parent
-    own = FileSystemLoader(here / "templates")
-    app.jinja_loader = ChoiceLoader([own, app.jinja_loader] if app.jinja_loader else [own])
-    app.view_functions["noc.dashboard"] = lambda: render_template("live.html")
-    script = (here / "static" / "live.js").read_text()
-    app.add_url_rule(
-        "/live.js", "live", lambda: app.response_class(script, mimetype="text/javascript")
-    )

@@ -33,7 +33,7 @@ _RUNBOOKS = {
     "srv": "restart-host",
 }
 # Failures begin more often than they end: without a bound a quarter of the network is down.
-_FEW, _MANY = 4, 12
+_FEW, _MANY = 4, 9
 
 _logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def fill(services: Services, seed: int) -> None:
     services.servers.add_all([{"name": d.name, "kind": d.kind, "site": d.site} for d in devices()])
     services.logs.add("noc", "info", f"monitoring {DEVICES} devices")
     network = Network(seed)
-    for _ in range(60):
+    for _ in range(160):
         for call in network.step():
             play(services, call)
     oldest = [row for row in services.incidents.list() if row["status"] != "resolved"][-1]

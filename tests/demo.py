@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.processes import free_port, wait_until
+from tests.processes import children, free_port, wait_until
 from tests.sse_client import SSEClient
 
 ROOT = Path(__file__).parent.parent
@@ -21,21 +21,23 @@ ROOT = Path(__file__).parent.parent
 class Demo:
     """One `python -m demo_app`, serving once it is entered."""
 
-    def __init__(self, directory: Path, **environ: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, **environ: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = directory / "demo.log"
-        self._environ = os.environ | environ | {"PORT": str(self.port), "TMPDIR": str(directory)}
+        self._arguments = arguments
+        self.environ = os.environ | environ | {"PORT": str(self.port), "TMPDIR": str(directory)}
 
     def __enter__(self) -> Demo:
         with self.output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "demo_app"],
+                [sys.executable, "-m", "demo_app", *self._arguments],
                 cwd=ROOT,
-                env=self._environ,
+                env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
         wait_until(self._serves, 30, "the demo serves")
         return self
@@ -48,10 +50,19 @@ class Demo:
     ) -> None:
         self.stop()
 
+    @property
+    def gunicorn(self) -> int:
+        """The process number of gunicorn's master."""
+        (master,) = children(self._process.pid)
+        return master
+
     def stop(self, number: int = signal.SIGINT) -> int:
-        """End it as Ctrl-C does; return the exit code."""
+        """End it, on Ctrl-C and hangup as a terminal does: the whole group hears of it."""
         if self._process.poll() is None:
-            self._process.send_signal(number)
+            if number == signal.SIGTERM:
+                self._process.send_signal(number)
+            else:
+                os.killpg(self._process.pid, number)
         return self._process.wait(30)
 
     def get(self, path: str) -> Any:
