@@ -39,7 +39,7 @@ def main() -> int:
     refuse_taken(port)
     # Ended any other way, gunicorn would be left behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, end)
     # A shell that starts this in the background has it ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = "4" if redis else "1"
@@ -63,6 +63,12 @@ def main() -> int:
             return serve(app, port, workers, environ)
     except KeyboardInterrupt:
         return 0
+
+
+def end(number: int, _frame: object) -> None:
+    """End with a word on why: a demo that is suddenly gone leaves one guessing."""
+    print(f"Ended by {signal.Signals(number).name}.", file=sys.stderr, flush=True)
+    sys.exit(0)
 
 
 def setting(name: str, default: str, kind: Callable[[str], T], right: Callable[[T], bool]) -> T:
@@ -98,7 +104,9 @@ def serve(app: str, port: int, workers: str, environ: dict[str, str]) -> int:
         start_new_session=True,
     )
     try:
-        return server.wait()
+        code = server.wait()
+        print(f"gunicorn ended by itself, with code {code}.", file=sys.stderr, flush=True)
+        return code or 1
     finally:
         server.terminate()
         server.wait(timeout=30)

@@ -63,6 +63,10 @@ class Demo:
                 self._process.send_signal(number)
             else:
                 os.killpg(self._process.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return the exit code, once it ended."""
         return self._process.wait(30)
 
     def get(self, path: str) -> Any:

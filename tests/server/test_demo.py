@@ -240,6 +240,14 @@ def test_the_demo_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
         urllib.request.urlopen(demo.url, timeout=5)
 
 
+def test_the_demo_says_why_it_ended(tmp_path: Path) -> None:
+    """Nobody is left guessing when gunicorn is killed, and the exit code is not 0."""
+    with Demo(tmp_path) as demo:
+        os.kill(demo.gunicorn, signal.SIGKILL)
+        assert demo.wait() != 0
+    assert "gunicorn ended by itself, with code -9." in demo.output.read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
