@@ -73,7 +73,9 @@ class Hub:
         self.options = options
         self.closing = threading.Event()
         self._broker = broker
-        self._lock = threading.Lock()
+        # A Condition on a plain Lock asks gevent's by acquire(False), which lets the event loop
+        # run while the lock is held, and the loop's own callbacks may not wait for it.
+        self._lock = threading.RLock()
         self._appended = threading.Condition(self._lock)
         self._log = EventLog(options.history_events, options.history_bytes)
         self._reader = Reader(self._log, options.write_limit)
