@@ -183,7 +183,9 @@ class Emitter:
                     self._broker.publish_all(events, again=since < now, age=now - since)
                 else:
                     self._broker.ping()
-            except BrokerUnavailable:
+            except Exception as error:
+                if not isinstance(error, BrokerUnavailable):
+                    _logger.exception("The courier stumbled; it tries again.")
                 self._put_back(items, now)
                 self._closing.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1

@@ -110,4 +110,4 @@ def _redis_factory(directory: Path) -> Iterator[RedisFactory]:
 
     yield start
     for server in servers:
-        server.stop()
+        server.close()

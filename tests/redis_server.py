@@ -53,6 +53,7 @@ class RedisServer:
         self._appendonly = appendonly
         self._args = list(args)
         self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[Any] = []
 
     @property
     def url(self) -> str:
@@ -116,10 +117,18 @@ class RedisServer:
         os.kill(self.pid, signal.SIGCONT)
 
     def client(self, **options: Any) -> Any:
-        """Return a redis-py client of this server."""
+        """Return a redis-py client of this server; `close` closes it."""
         import redis
 
-        return redis.Redis.from_url(self.url, **options)
+        client = redis.Redis.from_url(self.url, **options)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """End it and close its clients."""
+        self.stop()
+        for client in self._clients:
+            client.close()
 
     def log(self) -> str:
         """Return what it logged so far."""

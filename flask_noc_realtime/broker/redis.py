@@ -160,7 +160,7 @@ class RedisBroker:
         if self._thread is not None:
             self._thread.join(self._options.timeout)
         if self._publish is not None:
-            self._publish.registered_client.close()
+            _close(self._publish.registered_client)
 
     def _publish_script(self) -> Any:
         if self._publish is None:
@@ -195,7 +195,7 @@ class RedisBroker:
             self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
             self._failures += 1
         if self._reader is not None:
-            self._reader.close()
+            _close(self._reader)
 
     def _follow(self) -> None:
         """Subscribe and deliver until the connection breaks.
@@ -354,6 +354,17 @@ def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
         return sentinel.master_for(service, db=number, retry=retry, **options)
 
     return connect
+
+
+def _close(client: Any) -> None:
+    """Close *client*, and those it made itself and leaves to the garbage collector."""
+    if isinstance(client, RedisCluster):
+        inner = [node.redis_connection for node in client.nodes_manager.startup_nodes.values()]
+    else:
+        manager = getattr(client.connection_pool, "sentinel_manager", None)
+        inner = [] if manager is None else manager.sentinels
+    for each in (client, *filter(None, inner)):
+        each.close()
 
 
 def _entries(rows: list[tuple[str, bytes]]) -> Iterator[Entry]:

@@ -357,16 +357,22 @@ class Pump:
     def _on_timer(self) -> None:
         self._timer = None
         now = time.monotonic()
-        for stream in self._ends.take(now):
-            self._end(stream, "lifetime")
+        try:
+            for stream in self._ends.take(now):
+                self._end(stream, "lifetime")
+            self._beat(self._beats.take(now), now)
+        finally:
+            # One failure must not silence every stream for good.
+            self._arm()
+
+    def _beat(self, streams: list[Stream], now: float) -> None:
         quiet = self._hub.options.heartbeat * SPREAD - _TICK
         body, end = self._hub.heartbeat()
-        for stream in self._beats.take(now):
+        for stream in streams:
             if stream.rest is None and now - stream.touched >= quiet:
                 self._beat_one(stream, body, end, now)
             if not stream.closed:
                 self._schedule_beat(stream)
-        self._arm()
 
     def _end(self, stream: Stream, reason: str) -> None:
         """Say goodbye and close; amid a write that is still owed, only close."""

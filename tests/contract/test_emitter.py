@@ -428,3 +428,23 @@ def test_closing_in_an_outage_gives_up_in_time_and_says_what_is_lost(
     assert sum("were dropped" in message for message in errors(caplog)) == 1
     assert emit(made, 11) is None
     wait_until(lambda: made.dropped == 11, 10, "an event after closing is counted too")
+
+
+def test_the_courier_outlives_an_error_nobody_expected(
+    emitter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A courier that died would leave every later event in the queue."""
+    made = emitter(f"redis://127.0.0.1:{free_port()}/0")
+    failed = threading.Event()
+
+    def fail(*args: Any, **options: Any) -> None:
+        failed.set()
+        raise ValueError("not of redis-py's family")
+
+    assert emit(made, 0) is None
+    monkeypatch.setattr(made._broker, "publish_all", fail)
+    assert failed.wait(10)
+    monkeypatch.setattr(made._broker, "publish_all", lambda events, **options: ["1-1"])
+    assert made.flush(10)
+    assert (made.queued, made.dropped) == (0, 0)
+    assert "The courier stumbled" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from flask_noc_realtime.broker import Sink
 from flask_noc_realtime.broker.memory import MemoryBroker
 from flask_noc_realtime.eventlog import Entry
 from flask_noc_realtime.hub import Hub, HubOptions
+from tests.conftest import require
 from tests.contract.sinks import key, record
 
 STILL = HubOptions(retry=0.0)
@@ -226,3 +229,44 @@ def test_a_position_that_never_arrives_is_not_waited_for_long() -> None:
     begun = time.monotonic()
     assert b"stream.reset" in hub.open("p-9").preamble
     assert time.monotonic() - begun < 3
+
+
+BEATS = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent
+from flask_noc_realtime.broker.memory import MemoryBroker
+from flask_noc_realtime.hub import Hub, HubOptions
+from tests.contract.sinks import key, record
+
+broker = MemoryBroker(1000, 10**7)
+hub = Hub(broker, HubOptions())
+hub.start()
+beats = []
+
+
+def beat():
+    try:
+        hub.heartbeat()
+        beats.append(True)
+    except BaseException:
+        beats.append(False)
+
+
+timer = gevent.get_hub().loop.timer(0.0005, 0.0005)
+timer.start(beat)
+number = 0
+while len(beats) < 200:
+    number += 1
+    broker.publish(record(number), key())
+    if number % 20 == 0:
+        gevent.sleep(0)
+assert all(beats), f"{beats.count(False)} of {len(beats)} failed"
+"""
+
+
+def test_the_event_loop_may_call_the_hub_amid_a_flow_of_events() -> None:
+    """Its callbacks may wait for nothing: no greenlet gives way while it holds the hub's lock."""
+    require("gevent")
+    done = subprocess.run([sys.executable, "-c", BEATS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -304,7 +304,8 @@ def test_a_redis_that_does_not_answer_is_one_clear_error_without_the_secret(
     else:
         import redis
 
-        redis.Redis(port=port, password="right").config_set("requirepass", "s3cret")
+        with redis.Redis(port=port, password="right") as client:
+            client.config_set("requirepass", "s3cret")
     sink.wait_for(lambda: bool(sink.restarts), "the history")
     wait_until(lambda: "answers again" in caplog.text, 20, "the recovery is logged")
     assert len(errors(caplog)) == 1

@@ -65,8 +65,8 @@ def sentinel(tmp_path: Path, redis_server: RedisFactory) -> Iterator[tuple[int, 
         process = subprocess.Popen(
             [require("redis-server"), str(config), "--sentinel"], stdout=log, stderr=log
         )
+    watch = redis.Redis(port=port, decode_responses=True)
     try:
-        watch = redis.Redis(port=port, decode_responses=True)
 
         def ready() -> bool:
             try:
@@ -78,6 +78,7 @@ def sentinel(tmp_path: Path, redis_server: RedisFactory) -> Iterator[tuple[int, 
         wait_until(ready, 30, "the sentinel knows the replica")
         yield port, master
     finally:
+        watch.close()
         process.terminate()
         process.wait(20)
 
@@ -132,8 +133,6 @@ def cluster(redis_server: RedisFactory) -> list[RedisServer]:
     return nodes
 
 
-# redis-py's cluster client leaves the sockets of a lost node to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_cluster_is_followed_through_the_restart_of_the_node_that_owns_the_log(
     cluster: list[RedisServer], connect: BrokerFactory
 ) -> None:
