@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from .errors import ParameterError
-from .event import Rule
+from .event import NOTICES, Rule
 
 MAX_PATTERNS = 32
 MAX_FILTER_LENGTH = 1024
@@ -96,6 +96,8 @@ class Audience:
         return verdict
 
     def _judge(self, rule: Rule) -> Verdict:
+        if rule.type in NOTICES:
+            return Verdict.PRIVATE if self.user_id is None else Verdict.HIDDEN
         if rule.permissions is not None and self.permissions.isdisjoint(rule.permissions):
             return Verdict.HIDDEN
         if not self.types.matches(rule.type):

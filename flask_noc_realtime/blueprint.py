@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify, request, url_for
+from werkzeug.exceptions import HTTPException
 
+from . import poll as polling
 from .audience import TypeFilter
-from .auth import ANONYMOUS, Identity
-from .errors import ParameterError
+from .auth import Identity, decode_ticket, encode_ticket
+from .errors import (
+    BrokerUnavailable,
+    IdentityError,
+    LimitError,
+    NocRealtimeError,
+    OriginError,
+    ParameterError,
+)
 from .transport import StreamRequest
 
 if TYPE_CHECKING:
@@ -16,37 +33,285 @@ if TYPE_CHECKING:
 
 EXTENSION = "noc_realtime"
 MAX_POSITION_LENGTH = 128
+MAX_QUERY_BYTES = 8 * 1024
+MAX_BODY_BYTES = 64 * 1024
+MAX_WAIT = 25.0
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_TICKET_BYTES = 32
 
 _STREAM_HEADERS = {
     # Proxies that transform or collect a stream hold its events back.
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+_CORS_HEADERS = {
+    "Access-Control-Allow-Credentials": "true",
+    "Access-Control-Expose-Headers": "Retry-After, ETag",
+}
+_PREFLIGHT_HEADERS = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": (
+        "Authorization, Content-Type, If-None-Match, Last-Event-ID, X-CSRF-Token"
+    ),
+    "Access-Control-Max-Age": "600",
+}
+
+View = Callable[..., Response]
 
 
 def create_blueprint(state: State) -> Blueprint:
     """Return the blueprint of one app."""
     blueprint = Blueprint(EXTENSION, __name__, url_prefix=state.config.prefix)
-    blueprint.add_url_rule("/stream", view_func=stream, methods=["GET"])
-    blueprint.register_error_handler(ParameterError, _bad_parameter)
+    for path, method, view in _ROUTES:
+        blueprint.add_url_rule(
+            path,
+            view.__name__,
+            _only(method, view),
+            # All, so that the answer to another is ours, and not the app's own page for a 405.
+            methods=_METHODS,
+            provide_automatic_options=False,
+        )
+    blueprint.before_request(_refuse_early)
+    blueprint.after_request(_share)
+    blueprint.register_error_handler(NocRealtimeError, _explain)
+    blueprint.register_error_handler(HTTPException, _explain_http)
     return blueprint
 
 
-def stream() -> Response:
+# The routes.
+
+
+def stream(ticket: str | None = None) -> Response:
     """Answer with the stream of events the client may see, from its last position on."""
-    state: State = current_app.extensions[EXTENSION]
-    identity = _identity(state)
-    if identity is None:
-        return problem(401, "unauthorized", "No identity was found in the request.")
-    types = TypeFilter.parse(request.args.get("types", ""))
-    wanted = StreamRequest(identity.audience(types), identity.user_id, _last_position())
+    state = _state()
+    process = state.process()
+    process.hub.start()
+    since = process.hub.end
+    identity = _known(state) if ticket is None else _redeem(state, ticket)
+    if not request.accept_mimetypes.best_match(["text/event-stream"]) and _accepts_something():
+        return problem(406, "Not Acceptable", "A stream is text/event-stream.")
+    remaining = _remaining(identity)
+    wanted = StreamRequest(
+        identity.audience(_types()),
+        identity.user_id,
+        _last_position(),
+        since,
+        None if remaining is None else time.monotonic() + remaining,
+        process.leases.acquire(identity.user_id),
+    )
     return Response(
-        state.process().stream(request.environ, wanted),
+        process.stream(request.environ, wanted),
         mimetype="text/event-stream",
         headers=_STREAM_HEADERS,
         # Code that reads the body of every response would never come back from a stream.
         direct_passthrough=True,
     )
+
+
+def connect() -> Response:
+    """Answer with a ticket: a URL that opens one stream, once and soon, without a token."""
+    state = _state()
+    process = state.process()
+    position = process.position()
+    identity = _known(state)
+    _remaining(identity)
+    ticket = secrets.token_urlsafe(_TICKET_BYTES)
+    lifetime = state.config.ticket_ttl
+    process.broker.put(_digest(ticket), encode_ticket(identity, position), lifetime)
+    url = url_for(".stream_by_ticket", ticket=ticket)
+    response = jsonify(ticket=ticket, url=url, expires_in=lifetime)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def stream_by_ticket(ticket: str) -> Response:
+    """Answer as `stream` does, to whoever the ticket was issued for."""
+    return stream(ticket)
+
+
+def poll() -> Response:
+    """Answer with the events after a position, for clients that cannot have a stream.
+
+    With ``wait`` seconds it answers as soon as there is one the client may see.
+    """
+    state = _state()
+    process = state.process()
+    process.hub.start()
+    since = process.hub.end
+    identity = _known(state)
+    remaining = _remaining(identity)
+    wait = min(_wait(), MAX_WAIT, math.inf if remaining is None else remaining)
+    wanted = StreamRequest(
+        identity.audience(_types()), identity.user_id, _position_argument("after"), since
+    )
+    answer = polling.poll(process.portable, wanted, wait)
+    response = Response(answer.body(state.config.poll_interval), mimetype="application/json")
+    response.headers["Cache-Control"] = "private, no-cache"
+    response.vary.update(("Authorization", "Cookie"))
+    response.set_etag(_etag(identity, answer))
+    response.make_conditional(request)
+    return response
+
+
+def nothing(rest: str = "") -> Response:
+    """Answer what is no route of ours, so that it is not the app's own page for a 404."""
+    return problem(404, "Not Found", "There is no such address here.")
+
+
+_ROUTES: tuple[tuple[str, str, View], ...] = (
+    ("/stream", "GET", stream),
+    ("/stream/<ticket>", "GET", stream_by_ticket),
+    ("/connect", "POST", connect),
+    ("/poll", "GET", poll),
+    ("/<path:rest>", "", nothing),
+)
+
+
+def _only(method: str, view: View) -> View:
+    """Return a view that answers *method* with *view*, and explains itself to others."""
+    allowed = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}.get(method, "")
+
+    def dispatch(**arguments: str) -> Response:
+        if not method or request.method == method:
+            return view(**arguments)
+        if request.method == "HEAD" and method == "GET":
+            return view(**arguments)
+        if request.method == "OPTIONS":
+            return Response(status=204, headers={"Allow": allowed})
+        answer = problem(405, "Method Not Allowed", f"Use {method} here.")
+        answer.headers["Allow"] = allowed
+        return answer
+
+    return dispatch
+
+
+# Who asks.
+
+
+def _state() -> State:
+    state: State = current_app.extensions[EXTENSION]
+    return state
+
+
+def _known(state: State) -> Identity:
+    identity = state.identity(request)
+    if identity is None:
+        raise IdentityError("No identity was found in the request.")
+    return identity
+
+
+def _redeem(state: State, ticket: str) -> Identity:
+    """Use a ticket up and return whom it was issued for."""
+    process = state.process()
+    # Only its digest is stored and looked up: timing tells nothing of the tickets there are.
+    value = process.broker.take(_digest(ticket))
+    if value is None:
+        raise IdentityError("The ticket is unknown, used or too old; get a new one from connect.")
+    identity, position = decode_ticket(value)
+    if process.hub.ended_after(position, identity.user_id) is not None:
+        raise IdentityError("The ticket was withdrawn; get a new one from connect.")
+    bearer = state.loaded_identity(request)
+    if bearer is not None and bearer.user_id != identity.user_id:
+        raise OriginError("The ticket was issued to somebody else.")
+    return identity
+
+
+def _digest(ticket: str) -> str:
+    return "ticket:" + hashlib.sha256(ticket.encode()).hexdigest()
+
+
+def _remaining(identity: Identity) -> float | None:
+    remaining = identity.remaining(datetime.now(timezone.utc))
+    if remaining is not None and remaining <= 0:
+        raise IdentityError("The identity has expired; log in again.")
+    return remaining
+
+
+def _etag(identity: Identity, answer: polling.Answer) -> str:
+    """Name an answer; another user of the same browser must not be shown this one's."""
+    fields = [identity.user_id, *sorted(identity.permissions), answer.position, answer.reset]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:32]
+
+
+# What is asked.
+
+
+def _types() -> TypeFilter:
+    return TypeFilter.parse(request.args.get("types", ""))
+
+
+def _accepts_something() -> bool:
+    return bool(request.accept_mimetypes)
+
+
+def _last_position() -> str | None:
+    """Return where to resume: a rebuilt EventSource can only say it in the URL.
+
+    The header is the newer of the two, since the browser sends it after what it has seen.
+    """
+    position = request.headers.get("Last-Event-ID")
+    return position[:MAX_POSITION_LENGTH] if position else _position_argument("last_event_id")
+
+
+def _position_argument(name: str) -> str | None:
+    position = request.args.get(name)
+    return position[:MAX_POSITION_LENGTH] if position else None
+
+
+def _wait() -> float:
+    text = request.args.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ParameterError(f"wait is {text!r:.40}; use seconds from 0 to {MAX_WAIT:.0f}")
+    return seconds
+
+
+# What every route has in common.
+
+
+def _refuse_early() -> Response | None:
+    """Refuse what no client of ours sends, before anything is looked up for it."""
+    if len(request.query_string) > MAX_QUERY_BYTES:
+        return problem(400, "Bad Request", f"The query is longer than {MAX_QUERY_BYTES} bytes.")
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        return problem(413, "Content Too Large", f"The body exceeds {MAX_BODY_BYTES} bytes.")
+    origin = request.headers.get("Origin")
+    if origin is not None and request.method != "OPTIONS" and not _welcome(origin):
+        raise OriginError(
+            f"Pages of {origin!r:.200} may not connect. If they are yours, add their origin to "
+            "NOC_REALTIME_CORS_ORIGINS; behind a proxy, forward the Host header."
+        )
+    return None
+
+
+def _welcome(origin: str) -> bool:
+    """Tell whether a page of *origin* may connect with its user's cookies.
+
+    Without this, any page could take up a user's streams, although it cannot read them.
+    """
+    if origin.lower() in _state().config.cors_origins:
+        return True
+    # A browser sets it itself, on https and localhost; pages cannot.
+    site = request.headers.get("Sec-Fetch-Site")
+    return site == "same-origin" if site else urlsplit(origin).netloc == request.host
+
+
+def _share(response: Response) -> Response:
+    """Let pages of the listed origins read the response (CORS, WHATWG Fetch)."""
+    origin = request.headers.get("Origin")
+    if _state().config.cors_origins:
+        response.vary.add("Origin")
+    if origin is None or origin.lower() not in _state().config.cors_origins:
+        return response
+    response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers.update(_CORS_HEADERS)
+    if request.method == "OPTIONS":
+        response.headers.update(_PREFLIGHT_HEADERS)
+    return response
 
 
 def problem(status: int, title: str, detail: str) -> Response:
@@ -57,24 +322,30 @@ def problem(status: int, title: str, detail: str) -> Response:
     response.headers["Cache-Control"] = "no-store"
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(max(1, round(_state().config.retry)))
     return response
 
 
-def _identity(state: State) -> Identity | None:
-    identity = state.identity_loader(request) if state.identity_loader is not None else None
-    if identity is None and state.config.allow_anonymous:
-        return ANONYMOUS
-    return identity
+_PROBLEMS: tuple[tuple[type[NocRealtimeError], int, str], ...] = (
+    (ParameterError, 400, "Bad Request"),
+    (IdentityError, 401, "Unauthorized"),
+    (OriginError, 403, "Forbidden"),
+    (BrokerUnavailable, 503, "Service Unavailable"),
+)
 
 
-def _last_position() -> str | None:
-    """Return where to resume: a rebuilt EventSource can only say it in the URL.
+def _explain(error: NocRealtimeError) -> Response:
+    if isinstance(error, LimitError):
+        if error.everybody:
+            return problem(503, "Service Unavailable", str(error))
+        return problem(429, "Too Many Requests", str(error))
+    for kind, status, title in _PROBLEMS:
+        if isinstance(error, kind):
+            return problem(status, title, str(error))
+    # The app's own mistake, for its own log and page.
+    raise error
 
-    The header is the newer of the two, since the browser sends it after what it has seen.
-    """
-    position = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
-    return position[:MAX_POSITION_LENGTH] if position else None
 
-
-def _bad_parameter(error: Exception) -> Any:
-    return problem(400, "bad parameter", str(error))
+def _explain_http(error: HTTPException) -> Any:
+    return problem(error.code or 500, error.name, error.description or "")

@@ -10,8 +10,10 @@ from typing import Any
 
 from .errors import ConfigError
 from .hub import HubOptions
+from .lease import LeaseOptions
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
 _PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]+)+", re.ASCII)
 
 
@@ -31,6 +33,19 @@ class Config:
         resets them.
     :ivar stream_lifetime: seconds a stream lasts at most before its client is sent to
         reconnect, so that a load balancer can spread the load anew; 0 is for ever.
+    :ivar max_streams_per_user: streams of one user on all workers; 0 is any number.
+    :ivar max_streams: streams of one worker; 0 is any number.
+    :ivar stream_limit: what a user's stream too many does: ``reject`` answers it with 429,
+        ``evict`` ends the oldest.
+    :ivar lease: seconds until the streams of a killed worker no longer count.
+    :ivar ticket_ttl: seconds in which a ticket must be used.
+    :ivar poll_interval: seconds a polling client is told to wait.
+    :ivar cors_origins: other origins whose pages may connect, such as
+        ``["https://wallboard.example"]``.
+    :ivar jwt_user_claim: the claim that holds the user; by default the identity claim of
+        Flask-JWT-Extended.
+    :ivar jwt_role_claim: the claim that holds the role.
+    :ivar jwt_permissions_claim: the claim that holds the list of permissions.
     :ivar transport: ``auto``, ``detached`` or ``portable``.
     :ivar namespace: prefix of every Redis key and channel, so that apps share a Redis.
     :ivar emit_errors: ``log`` queues what the broker does not take; ``raise`` raises.
@@ -49,6 +64,16 @@ class Config:
     max_event_bytes: int = 256 * 1024
     max_lag: float = 2.0
     stream_lifetime: float = 0.0
+    max_streams_per_user: int = 3
+    max_streams: int = 0
+    stream_limit: str = "reject"
+    lease: float = 10.0
+    ticket_ttl: float = 30.0
+    poll_interval: float = 5.0
+    cors_origins: tuple[str, ...] = ()
+    jwt_user_claim: str = ""
+    jwt_role_claim: str = "role"
+    jwt_permissions_claim: str = "permissions"
     transport: str = "auto"
     namespace: str = "noc"
     emit_errors: str = "log"
@@ -70,6 +95,16 @@ class Config:
         config = cls(**values)
         config._check()
         return config
+
+    @property
+    def lease_options(self) -> LeaseOptions:
+        """How many streams there may be."""
+        return LeaseOptions(
+            per_user=self.max_streams_per_user,
+            per_worker=self.max_streams,
+            evict=self.stream_limit == "evict",
+            seconds=self.lease,
+        )
 
     @property
     def hub_options(self) -> HubOptions:
@@ -94,11 +129,15 @@ class Config:
             raise _wrong("prefix", self.prefix, "a path such as '/api/v1/events'")
         if not _NAMESPACE.fullmatch(self.namespace):
             raise _wrong("namespace", self.namespace, "letters, digits and _ . : -")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise _wrong("cors_origins", origin, "origins such as 'https://noc.example:8443'")
 
 
 _CHOICES = {
     "transport": ("auto", "detached", "portable"),
     "emit_errors": ("log", "raise"),
+    "stream_limit": ("reject", "evict"),
 }
 _LEAST = {
     "heartbeat": 0.1,
@@ -108,6 +147,11 @@ _LEAST = {
     "max_event_bytes": 64,
     "max_lag": 0.1,
     "stream_lifetime": 0.0,
+    "max_streams_per_user": 0,
+    "max_streams": 0,
+    "lease": 1.0,
+    "ticket_ttl": 1.0,
+    "poll_interval": 0.1,
     "queue_events": 0,
     "queue_bytes": 0,
 }
@@ -128,6 +172,13 @@ def _convert(key: str, value: Any, kind: type) -> Any:
         if word is None:
             raise ConfigError(f"{key} is {value!r}; use True or False.")
         return word
+    if kind is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple, set, frozenset)) or not all(
+            isinstance(part, str) for part in parts
+        ):
+            raise ConfigError(f"{key} is {value!r}; use a list of str.")
+        return tuple(part.strip().lower() for part in parts if part.strip())
     if kind is str:
         if not isinstance(value, str):
             raise ConfigError(f"{key} is {value!r}; use a str.")

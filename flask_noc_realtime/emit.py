@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .broker import Broker
 from .errors import BrokerUnavailable
-from .event import Catalogue, Event
+from .event import Catalogue, Event, notice
 
 _BATCH_EVENTS = 200
 _BATCH_BYTES = 1024 * 1024
@@ -95,7 +95,13 @@ class Emitter:
         self._catalogue.check(type)
         now = timestamp or datetime.now(timezone.utc)
         event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
-        record = event.record(self._options.max_event_bytes)
+        return self._send(event.record(self._options.max_event_bytes))
+
+    def give_notice(self, type: str, about: str) -> str | None:
+        """Publish a notice, in order with the events; return as `emit` does."""
+        return self._send(notice(type, about))
+
+    def _send(self, record: bytes) -> str | None:
         key = f"{self._name}-{next(self._numbers)}"
         since = None
         if not self._open:

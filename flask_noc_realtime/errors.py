@@ -27,5 +27,24 @@ class ParameterError(NocRealtimeError, ValueError):
     """A request parameter of the stream is malformed; the client is at fault."""
 
 
+class IdentityError(NocRealtimeError):
+    """A request shows an identity that cannot be accepted; its sender is at fault."""
+
+
+class OriginError(NocRealtimeError):
+    """A request comes from a page of an origin that may not connect."""
+
+
+class LimitError(NocRealtimeError):
+    """There are as many streams as one user, or one worker, may have.
+
+    :ivar everybody: whether it is the worker that is full.
+    """
+
+    def __init__(self, message: str, *, everybody: bool) -> None:
+        super().__init__(message)
+        self.everybody = everybody
+
+
 class BrokerUnavailable(NocRealtimeError, ConnectionError):
     """The broker could not be reached; the event was not published."""

@@ -29,7 +29,15 @@ CATALOGUE = (
     "notification.sent",
     "server.status.changed",
 )
-RESERVED = ("stream.open", "stream.reset", "stream.close", "heartbeat")
+NOTICES = {
+    "stream.disconnect": "disconnected",
+    "stream.refresh": "refresh",
+    "stream.evict": "evicted",
+}
+"""Records that end streams, and the reason each gives: they travel in the log, so that what was
+emitted after one is never seen by the streams it ends."""
+
+RESERVED = ("stream.open", "stream.reset", "stream.close", "heartbeat", *NOTICES)
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+", re.ASCII)
 _TYPE_LIMIT = 128
@@ -105,6 +113,15 @@ class Rule:
     user_id: str | None
 
 
+def notice(type: str, about: str) -> bytes:
+    """Encode the record of a notice.
+
+    :param type: one of `NOTICES`.
+    :param about: the user whose streams end, or the lease of the one that is evicted.
+    """
+    return json.dumps([type, None, about], separators=(",", ":")).encode() + b"\n{}"
+
+
 @lru_cache(maxsize=4096)
 def parse_rule(header: bytes) -> Rule:
     """Read a record's first line; equal lines usually give the same object.
@@ -115,7 +132,8 @@ def parse_rule(header: bytes) -> Rule:
     if not isinstance(fields, list) or len(fields) != 3:
         raise ValueError("not a list of type, permissions and user_id")
     type, permissions, user_id = fields
-    check_type(type)
+    if type not in NOTICES:
+        check_type(type)
     # Rules reach sets and dicts while every stream is served: one odd record must not end that.
     if permissions is not None and not (isinstance(permissions, list) and _names(permissions)):
         raise ValueError("permissions are not a list of names")

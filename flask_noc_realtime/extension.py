@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Collection
 from typing import Any
 
-from flask import Flask, Response, current_app, g, has_app_context, request
+from flask import Flask, Request, Response, current_app, g, has_app_context, request
 
-from .auth import IdentityLoader
+from .auth import ANONYMOUS, Identity, IdentityLoader, jwt_loader
 from .blueprint import EXTENSION, create_blueprint
 from .config import Config
 from .errors import ConfigError
@@ -27,11 +27,28 @@ class State:
         self._extension = extension
         self._lock = threading.Lock()
         self._process: Process | None = None
+        self._jwt_loader: IdentityLoader | None = None
 
-    @property
-    def identity_loader(self) -> IdentityLoader | None:
-        """The loader registered on the extension, if any."""
-        return self._extension._identity_loader
+    def identity(self, request: Request) -> Identity | None:
+        """Return who *request* comes from; anonymous counts only where the app allows it.
+
+        :raises IdentityError: when it shows an identity that is not accepted.
+        """
+        identity = self.loaded_identity(request)
+        return ANONYMOUS if identity is None and self.config.allow_anonymous else identity
+
+    def loaded_identity(self, request: Request) -> Identity | None:
+        """Return whom the app's loader, or else Flask-JWT-Extended, says *request* comes from."""
+        loader = self._extension._identity_loader
+        if loader is None and "flask-jwt-extended" in current_app.extensions:
+            loader = self._jwt_loader = self._jwt_loader or jwt_loader(self.config)
+        identity = None if loader is None else loader(request)
+        if identity is not None and not isinstance(identity, Identity):
+            raise ConfigError(
+                f"The identity loader returned {type(identity).__name__}; return "
+                "Identity(user_id=..., permissions=...), or None for nobody."
+            )
+        return identity
 
     def process(self) -> Process:
         """Return this process's runtime; made on first use, and anew after a fork."""
@@ -123,6 +140,27 @@ class NocRealtime:
         Take it before you read the data a page shows; a stream opened from it has no hole.
         """
         return self._state().process().position()
+
+    def disconnect(self, user_id: str) -> str | None:
+        """End every stream of a user, on every worker; return as `emit` does.
+
+        Withdraw the rights first, so that the user cannot come back with them. No event that
+        is emitted after this call reaches those streams.
+        """
+        return self._give_notice("stream.disconnect", user_id)
+
+    def refresh(self, user_id: str) -> str | None:
+        """Have every stream of a user look up its rights anew; return as `emit` does.
+
+        The streams end, and their clients come back at once, from where they were, with the
+        identity that the loader finds then. Call it after the change.
+        """
+        return self._give_notice("stream.refresh", user_id)
+
+    def _give_notice(self, type: str, user_id: str) -> str | None:
+        if not isinstance(user_id, str) or not user_id:
+            raise ConfigError(f"user_id is {user_id!r}; pass the non-empty str of an Identity.")
+        return self._state().process().emitter.give_notice(type, user_id)
 
     def identity_loader(self, loader: IdentityLoader) -> IdentityLoader:
         """Register the function that tells who a request comes from.

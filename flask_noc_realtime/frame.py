@@ -6,6 +6,7 @@ WHATWG HTML, section 9.2.6: lines end in CRLF, CR or LF and in nothing else.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import EventError
@@ -39,6 +40,13 @@ def frame(
     parts += [b"data: %b\n" % line for line in lines]
     parts.append(b"\n")
     return b"".join(parts)
+
+
+def unframe(frames: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the id and the data of each of several events, whose data is one line each."""
+    for part in frames.split(b"\n\n")[:-1]:
+        lines = part.split(b"\n")
+        yield lines[0].removeprefix(b"id: ").decode(), lines[-1].removeprefix(b"data: ")
 
 
 def control(

@@ -16,6 +16,7 @@ from .broker import Broker
 from .cursor import Batch, Reader
 from .eventlog import Entry, EventLog
 from .frame import control
+from .notice import Notices
 
 SPREAD = 0.8
 """The least share of an interval that streams are spread over."""
@@ -79,6 +80,7 @@ class Hub:
         self._appended = threading.Condition(self._lock)
         self._log = EventLog(options.history_events, options.history_bytes)
         self._reader = Reader(self._log, options.write_limit)
+        self._notices = Notices()
         self._arrivals: deque[tuple[float, int]] = deque()
         self._listeners: list[Callable[[], None]] = []
         self._loaded = threading.Event()
@@ -117,8 +119,7 @@ class Hub:
         """Append entries that follow the log without a hole."""
         with self._lock:
             self._arrive()
-            for entry in entries:
-                self._log.append(entry)
+            self._append(entries)
             self._appended.notify_all()
         self._notify()
 
@@ -127,8 +128,7 @@ class Hub:
         with self._lock:
             self._log.restart(base)
             self._arrivals.clear()
-            for entry in entries:
-                self._log.append(entry)
+            self._append(entries)
         self._loaded.set()
         self._notify()
 
@@ -144,6 +144,23 @@ class Hub:
     def end(self) -> int:
         """The ordinal after the newest entry."""
         return self._log.end
+
+    @property
+    def noticed(self) -> int:
+        """The ordinal of the newest notice."""
+        return self._notices.newest
+
+    def ended(self, since: int, user_id: str | None, lease: str | None) -> str | None:
+        """Return why a stream must end that was let in when the log's end was *since*."""
+        return self._notices.since(since, user_id, lease)
+
+    def ended_after(self, position: str, user_id: str | None) -> str | None:
+        """Return why what was granted to a user at *position* is void.
+
+        When the position has left the log, any notice about the user that is remembered counts.
+        """
+        found = self.locate(position)
+        return self._notices.since(-1 if found is None else found, user_id, None)
 
     def open(self, last_position: str | None) -> Opening:
         """Find where a stream starts: after *last_position*, or now when that is None."""
@@ -163,6 +180,17 @@ class Hub:
         """Return what follows *ordinal*; *audience* is the shared one."""
         with self._lock:
             return self._reader.read_for(audience, user_id, ordinal)
+
+    def locate(self, position: str | None) -> int | None:
+        """Return the ordinal just after *position*, the end when it is None, None if not found."""
+        with self._lock:
+            return self._find(position)
+
+    def page(self, audience: Audience, user_id: str | None, ordinal: int) -> tuple[Batch, str]:
+        """Return as `read` does, and the position the batch reaches."""
+        with self._lock:
+            batch = self._reader.read_for(audience, user_id, ordinal)
+            return batch, "" if batch.gap is not None else self._log.position_at(batch.end)
 
     def reset(self, reason: str) -> tuple[bytes, int]:
         """Return the frame that sends a stream to the newest position, and its ordinal."""
@@ -214,6 +242,11 @@ class Hub:
         if log.find(position) is None and self._broker.follows(position, log.position):
             self._appended.wait_for(lambda: log.find(position) is not None, _ARRIVAL_WAIT)
         return log.find(position)
+
+    def _append(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._log.append(entry)
+            self._notices.add(entry.rule, self._log.end)
 
     def _arrive(self) -> None:
         now = time.monotonic()

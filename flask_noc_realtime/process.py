@@ -14,6 +14,7 @@ from .config import Config
 from .emit import EmitOptions, Emitter
 from .event import Catalogue
 from .hub import Hub
+from .lease import Leases
 from .transport import StreamRequest
 from .transport.portable import Portable, PortableStream
 
@@ -45,7 +46,12 @@ class Process:
         )
         self._config = config
         self._lock = threading.Lock()
-        self._portable = Portable(self.hub)
+        self.leases = Leases(
+            self.broker,
+            config.lease_options,
+            lambda lease: self.emitter.give_notice("stream.evict", lease),
+        )
+        self.portable = Portable(self.hub, self.leases.release)
         self._pump: Any | None = None
         self._warned: set[str] = set()
         atexit.register(self.close)
@@ -69,7 +75,7 @@ class Process:
 
             if detached.possible(environ):
                 return detached.DetachedStream(
-                    self.hub, self._detached_pump, self._portable, request
+                    self.hub, self._detached_pump, self.portable, request
                 )
             if self._config.transport == "detached":
                 self._warn(
@@ -77,7 +83,7 @@ class Process:
                     "stream is served portably. Run `gunicorn -k gevent` without TLS or HTTP/2 "
                     "on the worker itself."
                 )
-        return PortableStream(self._portable, request)
+        return PortableStream(self.portable, request)
 
     def close(self) -> None:
         """End streams with a goodbye, and release everything; runs at exit."""
@@ -86,11 +92,12 @@ class Process:
         atexit.unregister(self.close)
         if self._pump is not None:
             self._pump.close("shutdown")
-        served = self._portable.waiting
+        served = self.portable.waiting
+        self.leases.close()
         self.hub.close()
         if served:
             # At exit under gevent nothing else lets the streams' greenlets run once more.
-            self._portable.drain(_GOODBYE)
+            self.portable.drain(_GOODBYE)
         self.emitter.close()
 
     def _detached_pump(self) -> Any:
@@ -98,7 +105,7 @@ class Process:
             if self._pump is None:
                 from .transport.detached import Pump
 
-                self._pump = Pump(self.hub)
+                self._pump = Pump(self.hub, self.leases.release)
             return self._pump
 
     def _warn(self, message: str) -> None:

@@ -20,9 +20,9 @@ from tests.conftest import require
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
-PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "wheel")
+PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "notice", "wheel")
 THREADS = ("flight", "metrics")
-TRANSPORTING = ("broker", "hub", "transport")
+TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {
     **dict.fromkeys(PURE, 0),
     **dict.fromkeys(THREADS, 1),

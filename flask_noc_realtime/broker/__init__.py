@@ -8,9 +8,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..eventlog import Entry
+
+
+class Claim(NamedTuple):
+    """A stream's place among those of its user.
+
+    :ivar lease: unique to the stream; it begins with its worker's name and a colon.
+    """
+
+    user_id: str
+    lease: str
+
+
+class Terms(NamedTuple):
+    """What a worker's leases are worth.
+
+    :ivar worker: the worker's name, unique for ever, without a colon.
+    :ivar seconds: how long they hold unless renewed; 0 ends them.
+    :ivar limit: streams of one user at most.
+    :ivar evict: let a new stream in and the user's oldest go, instead of refusing the new one.
+    """
+
+    worker: str
+    seconds: float
+    limit: int
+    evict: bool = False
+
+
+class Leased(NamedTuple):
+    """What became of claims.
+
+    :ivar renewed: whether the worker's leases held until now; if not, it must claim them anew.
+    :ivar refused: leases that were not granted.
+    :ivar evicted: leases of others that are void.
+    """
+
+    renewed: bool
+    refused: frozenset[str]
+    evicted: tuple[str, ...]
 
 
 class Sink(Protocol):
@@ -53,6 +91,29 @@ class Broker(Protocol):
         """Return when the broker would take an event.
 
         :raises BrokerUnavailable: when it would not.
+        """
+
+    def lease(
+        self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
+    ) -> Leased:
+        """Renew all leases of a worker, give back some, and claim some, in one step.
+
+        A claim that is already held is granted again. When a worker does not renew in time,
+        its leases are void.
+
+        :raises BrokerUnavailable: when it is not known what became of them.
+        """
+
+    def put(self, key: str, value: bytes, seconds: float) -> None:
+        """Keep *value* under *key* for a while.
+
+        :raises BrokerUnavailable: when it is not known to be kept.
+        """
+
+    def take(self, key: str) -> bytes | None:
+        """Remove what is kept under *key* and return it; of several callers one gets it.
+
+        :raises BrokerUnavailable: when it cannot be known.
         """
 
     def start(self, sink: Sink) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from ..eventlog import Entry, EventLog
-from . import Sink
+from . import Claim, Leased, Sink, Terms
+
+_KEPT_LIMIT = 100_000
 
 
 class MemoryBroker:
@@ -31,6 +34,8 @@ class MemoryBroker:
         self._sink: Sink | None = None
         self._max_events = max_events
         self._published: OrderedDict[str, str] = OrderedDict()
+        self._leases: dict[str, dict[str, None]] = {}
+        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
 
     def publish(self, record: bytes, key: str) -> str:
         with self._lock:
@@ -48,6 +53,44 @@ class MemoryBroker:
 
     def ping(self) -> None:
         pass
+
+    def lease(
+        self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
+    ) -> Leased:
+        refused, evicted = set(), []
+        with self._lock:
+            for user_id, lease in released:
+                held = self._leases.get(user_id, {})
+                held.pop(lease, None)
+                if not held:
+                    self._leases.pop(user_id, None)
+            for user_id, lease in claims:
+                held = self._leases.setdefault(user_id, {})
+                if lease in held:
+                    continue
+                if len(held) >= terms.limit:
+                    if not terms.evict:
+                        refused.add(lease)
+                        continue
+                    evicted.append(next(iter(held)))
+                    del held[evicted[-1]]
+                held[lease] = None
+        return Leased(True, frozenset(refused), tuple(evicted))
+
+    def put(self, key: str, value: bytes, seconds: float) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._kept[key] = (now + seconds, value)
+            # Most live equally long, so that the first are the first to be void.
+            while self._kept and (
+                len(self._kept) > _KEPT_LIMIT or next(iter(self._kept.values()))[0] <= now
+            ):
+                self._kept.popitem(last=False)
+
+    def take(self, key: str) -> bytes | None:
+        with self._lock:
+            due, value = self._kept.pop(key, (0.0, b""))
+        return value if due > time.monotonic() else None
 
     def start(self, sink: Sink) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ from redis.sentinel import Sentinel
 
 from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..eventlog import Entry
-from . import Sink
+from . import Claim, Leased, Sink, Terms
 
 # One entry that carries no event opens every log, so that a position can always be found.
 # A second attempt looks for the first in the log, only as far back as it can be: all of a large
@@ -62,6 +62,66 @@ if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('XADD', KEYS[1], '*', 'r',
 return 1
 """
 
+# A worker's leases hold while its own entry among the workers does, so that renewing ten
+# thousand of them is renewing that one. Times are Redis's: workers' clocks may differ.
+_LEASE = """
+local workers = KEYS[1]
+local worker, limit, evict, released = ARGV[1], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5] + 0
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local alive, renewed = {}, 0
+local entries = redis.call('HGETALL', workers)
+for i = 1, #entries, 2 do
+  if tonumber(entries[i + 1]) > now then
+    alive[entries[i]] = true
+  else
+    redis.call('HDEL', workers, entries[i])
+  end
+end
+if alive[worker] then renewed = 1 end
+alive[worker] = true
+redis.call('HSET', workers, worker, string.format('%.0f', now + ARGV[2]))
+for i = 1, released do redis.call('HDEL', KEYS[1 + i], ARGV[5 + i]) end
+local refused, evicted = {}, {}
+for i = released + 1, #KEYS - 1 do
+  local user, lease = KEYS[1 + i], ARGV[5 + i]
+  local held, oldest, oldest_at = 0, nil, nil
+  local leases = redis.call('HGETALL', user)
+  local mine = false
+  for j = 1, #leases, 2 do
+    local at = tonumber(leases[j + 1])
+    if leases[j] == lease then
+      mine = true
+    elseif not alive[string.match(leases[j], '^[^:]*')] then
+      redis.call('HDEL', user, leases[j])
+    else
+      held = held + 1
+      if not oldest or at < oldest_at then oldest, oldest_at = leases[j], at end
+    end
+  end
+  if held >= limit and not mine and not evict then
+    refused[#refused + 1] = lease
+  else
+    if held >= limit and not mine then
+      redis.call('HDEL', user, oldest)
+      evicted[#evicted + 1] = oldest
+    end
+    if not mine then
+      redis.call('HSET', user, lease, string.format('%.0f', (time[1] * 1000000 + time[2]) + i))
+    end
+    redis.call('EXPIRE', user, 7200)
+  end
+end
+return {renewed, refused, evicted}
+"""
+_TAKE = """
+local value = redis.call('GET', KEYS[1])
+if value then redis.call('DEL', KEYS[1]) end
+return value
+"""
+
+_SCRIPTS = {"lease": _LEASE, "take": _TAKE}
+
 _PAGE = 500
 _IDLE_CHECK = 15.0
 _WINDOW_MARGIN = 5.0
@@ -103,6 +163,10 @@ class RedisBroker:
         self._log_key = f"{{{options.namespace}}}:log"
         self._channel = f"{{{options.namespace}}}:events"
         self._keys = (self._log_key, self._channel, f"{{{options.namespace}}}:retried")
+        self._workers_key = f"{{{options.namespace}}}:workers"
+        self._user_key = f"{{{options.namespace}}}:streams:"
+        self._kept_key = f"{{{options.namespace}}}:kept:"
+        self._scripts: dict[str, Any] = {}
         self._where = _without_secret(url)
         self._connect = client_factory(url, options.timeout)
         self._publish: Any | None = None
@@ -142,10 +206,36 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    def lease(
+        self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
+    ) -> Leased:
+        both = (*released, *claims)
+        keys = [self._workers_key, *(self._user_key + claim.user_id for claim in both)]
+        milliseconds = round(terms.seconds * 1000)
+        arguments = [terms.worker, milliseconds, terms.limit, int(terms.evict), len(released)]
+        arguments += [claim.lease for claim in both]
+        renewed, refused, evicted = self._run("lease", keys, arguments)
+        return Leased(
+            bool(renewed),
+            frozenset(lease.decode() for lease in refused),
+            tuple(lease.decode() for lease in evicted),
+        )
+
+    def put(self, key: str, value: bytes, seconds: float) -> None:
+        try:
+            client = self._publish_script().registered_client
+            client.set(self._kept_key + key, value, px=round(seconds * 1000))
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def take(self, key: str) -> bytes | None:
+        value: bytes | None = self._run("take", [self._kept_key + key], [])
+        return value
+
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._thread = threading.Thread(
-            target=self._run, name="noc-realtime-subscription", daemon=True
+            target=self._subscribe, name="noc-realtime-subscription", daemon=True
         )
         self._thread.start()
 
@@ -176,6 +266,16 @@ class RedisBroker:
         script = self._publish_script()
         return [position.decode() for position in script(keys=self._keys, args=arguments)]
 
+    def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        script = self._scripts.get(name)
+        if script is None:
+            client = self._publish_script().registered_client
+            script = self._scripts[name] = client.register_script(_SCRIPTS[name])
+        try:
+            return script(keys=keys, args=arguments)
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(
             f"Redis at {self._where} does not answer ({type(error).__name__}: {error}); "
@@ -184,7 +284,7 @@ class RedisBroker:
 
     # The subscription.
 
-    def _run(self) -> None:
+    def _subscribe(self) -> None:
         while not self._closed.is_set():
             try:
                 self._follow()

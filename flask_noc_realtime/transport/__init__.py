@@ -6,6 +6,7 @@ needs gunicorn's stock gevent worker, and keeps a file descriptor and a few hund
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from types import FrameType
@@ -21,11 +22,27 @@ class StreamRequest:
     :ivar audience: the shared audience class.
     :ivar user_id: whose private events the stream also carries.
     :ivar last_position: where to resume, or None to start now.
+    :ivar since: the end of the log before the client's rights were looked up; a notice that
+        is not older ends the stream.
+    :ivar expires_at: when those rights end, on the monotonic clock.
+    :ivar lease: the stream's place among its user's, given back when it ends.
     """
 
     audience: Audience
     user_id: str | None = None
     last_position: str | None = None
+    since: int = 0
+    expires_at: float | None = None
+    lease: str | None = None
+
+    def end(self, lifetime: float | None, now: float) -> tuple[float, str]:
+        """Return when the stream ends, and the reason it will give."""
+        ends = [(math.inf, "")]
+        if lifetime is not None:
+            ends.append((now + lifetime, "lifetime"))
+        if self.expires_at is not None:
+            ends.append((self.expires_at, "expired"))
+        return min(ends)
 
 
 def server_frame(module: str, function: str) -> FrameType | None:

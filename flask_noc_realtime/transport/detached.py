@@ -44,19 +44,31 @@ class Stream:
     A send to one that was closed meanwhile fails by itself, whoever has its old number now.
     """
 
-    __slots__ = ("client", "cursor", "lane", "live_from", "rest", "touched", "user_id")
+    __slots__ = (
+        "client",
+        "cursor",
+        "lane",
+        "lease",
+        "live_from",
+        "rest",
+        "since",
+        "touched",
+        "user_id",
+    )
 
     def __init__(
         self,
         client: _socket.socket,
         lane: Lane,
-        user_id: str | None,
+        request: StreamRequest,
         cursor: int,
         live_from: int,
     ) -> None:
         self.client = client
         self.lane = lane
-        self.user_id = user_id
+        self.user_id = request.user_id
+        self.since = request.since
+        self.lease = request.lease
         self.cursor = cursor
         self.live_from = live_from
         self.rest: memoryview | None = None
@@ -112,11 +124,14 @@ class Pump:
     the thread of the event loop; only `wake` may be called from elsewhere.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, release: Callable[[list[str]], None]) -> None:
         import gevent
 
         self._gevent = gevent
         self._hub = hub
+        self._release = release
+        self._released: list[str] = []
+        self._noticed = 0
         self._loop = cast(Any, gevent.get_hub().loop)
         self._lanes: dict[tuple[Audience, bool], Lane] = {}
         self._by_fd: dict[int, Stream] = {}
@@ -131,7 +146,7 @@ class Pump:
         self._woken = self._loop.async_(ref=False)
         self._woken.start(self._on_woken)
         self._beats: Wheel[Stream] = Wheel(_TICK)
-        self._ends: Wheel[Stream] = Wheel(_TICK)
+        self._ends: Wheel[tuple[Stream, str]] = Wheel(_TICK)
         self._timer: Any | None = None
         self._armed = 0.0
         hub.listen(self.wake)
@@ -147,7 +162,7 @@ class Pump:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(*key)
-        stream = Stream(taken.client, lane, request.user_id, cursor, live_from)
+        stream = Stream(taken.client, lane, request, cursor, live_from)
         fd = taken.client.fileno()
         self._epoll.register(fd, _GONE)
         self._by_fd[fd] = stream
@@ -155,10 +170,12 @@ class Pump:
         lane.streams[stream] = None
         stream.touched = time.monotonic()
         self._schedule_beat(stream)
-        lifetime = self._hub.lifetime()
-        if lifetime is not None:
-            self._ends.add(stream.touched + lifetime, stream)
+        end, reason = request.end(self._hub.lifetime(), stream.touched)
+        if reason:
+            self._ends.add(end, (stream, reason))
         self._arm()
+        if self._leave(stream):
+            return
         if cursor != self._hub.end:
             self._go_round()
 
@@ -189,6 +206,7 @@ class Pump:
             begun = -1
             while begun != self._hub.end or self._behind:
                 begun, self._behind = self._hub.end, False
+                self._heed_notices()
                 for lane in list(self._lanes.values()):
                     self._sweep_lane(lane)
         except Exception:
@@ -253,6 +271,8 @@ class Pump:
 
     def _serve_apart(self, stream: Stream, batch: Batch, horizon: int, now: float) -> bool:
         """Serve a stream that is not sent the shared batch; False when it is after all."""
+        if self._leave(stream):
+            return True
         if batch.gap is not None:
             self._reset(stream, batch.gap, now)
             return True
@@ -328,6 +348,8 @@ class Pump:
     def _drop(self, stream: Stream) -> None:
         if stream.closed:
             return
+        if stream.lease is not None:
+            self._give_back(stream.lease)
         stream.rest = None
         del self._by_fd[stream.client.fileno()]
         stream.client.close()
@@ -336,6 +358,34 @@ class Pump:
         lane.members -= 1
         if not lane.members:
             del self._lanes[lane.audience, lane.chunked]
+
+    def _give_back(self, lease: str) -> None:
+        """Release a lease, and with it all that end meanwhile; the event loop may not wait."""
+        self._released.append(lease)
+        if len(self._released) == 1:
+            self._gevent.spawn(self._give_all_back)
+
+    def _give_all_back(self) -> None:
+        released, self._released = self._released, []
+        self._release(released)
+
+    # Notices.
+
+    def _heed_notices(self) -> None:
+        """End at once every stream a new notice is about, the blocked ones as well."""
+        newest = self._hub.noticed
+        if newest != self._noticed:
+            self._noticed = newest
+            for stream in list(self._by_fd.values()):
+                self._leave(stream)
+
+    def _leave(self, stream: Stream) -> bool:
+        """End *stream* if a notice says so."""
+        reason = self._hub.ended(stream.since, stream.user_id, stream.lease)
+        if reason is None:
+            return False
+        self._end(stream, reason)
+        return True
 
     # Heartbeats and lifetimes.
 
@@ -358,8 +408,8 @@ class Pump:
         self._timer = None
         now = time.monotonic()
         try:
-            for stream in self._ends.take(now):
-                self._end(stream, "lifetime")
+            for stream, reason in self._ends.take(now):
+                self._end(stream, reason)
             self._beat(self._beats.take(now), now)
         finally:
             # One failure must not silence every stream for good.
@@ -387,7 +437,7 @@ class Pump:
         self._drop(stream)
 
     def _beat_one(self, stream: Stream, body: bytes, end: int, now: float) -> None:
-        if stream.closed:
+        if stream.closed or self._leave(stream):
             return
         if stream.cursor != end:
             batch = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
@@ -449,6 +499,7 @@ class DetachedStream(Iterator[bytes]):
             return self._go_portable(opening.ordinal)
         self._sink = taken.sink
         self._next = _stop
+        self._portable.hand_over()
         pump.add(taken, self._request, opening.ordinal, opening.live_from)
         raise StopIteration
 

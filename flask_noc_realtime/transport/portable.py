@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..hub import Hub
@@ -17,17 +16,14 @@ _WORKER_CHECK = 1.0
 class Portable:
     """Wakes the streams that wait in the server's threads or greenlets."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, release: Callable[[list[str]], None]) -> None:
         self.hub = hub
+        self.release = release
         self.streams = 0
         self.waiting = 0
         self._more = threading.Condition()
         self._watched: Any | None = None
         hub.listen(self._wake)
-
-    def stream(self, request: StreamRequest) -> PortableStream:
-        """Return the body of a response."""
-        return PortableStream(self, request)
 
     def join(self, worker: Any | None) -> None:
         """Count a stream in; the first under gunicorn starts the watch for the worker's end."""
@@ -93,6 +89,7 @@ class PortableStream(Iterator[bytes]):
         self._request = request
         self._bodies: Iterator[bytes] | None = None
         self._joined = False
+        self._lease = request.lease
 
     def __iter__(self) -> PortableStream:
         return self
@@ -115,6 +112,13 @@ class PortableStream(Iterator[bytes]):
         if self._joined:
             self._joined = False
             self._portable.leave()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._portable.release([lease])
+
+    def hand_over(self) -> None:
+        """Leave the lease to somebody else, who gives it back."""
+        self._lease = None
 
     def _join(self) -> None:
         self._joined = True
@@ -125,11 +129,16 @@ class PortableStream(Iterator[bytes]):
         yield from self._follow(ordinal)
 
     def _follow(self, ordinal: int) -> Iterator[bytes]:
-        hub, audience, user_id = self._hub, self._request.audience, self._request.user_id
+        hub, request = self._hub, self._request
         now = time.monotonic()
-        due, end = now + hub.silence(), now + (hub.lifetime() or math.inf)
+        due = now + hub.silence()
+        end, reason = request.end(hub.lifetime(), now)
         while not hub.closing.is_set() and now < end:
-            batch = hub.read(audience, user_id, ordinal)
+            batch = hub.read(request.audience, request.user_id, ordinal)
+            told = hub.ended(request.since, request.user_id, request.lease)
+            if told is not None:
+                end, reason = now, told
+                break
             body = batch.body
             if batch.gap is not None:
                 body, ordinal = hub.reset(batch.gap)
@@ -150,4 +159,4 @@ class PortableStream(Iterator[bytes]):
             if response is not None:
                 # The gevent worker counts a connection it keeps alive as one it must wait for.
                 response.force_close()
-        yield hub.goodbye("lifetime" if now >= end else "shutdown")
+        yield hub.goodbye(reason if now >= end else "shutdown")

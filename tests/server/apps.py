@@ -44,7 +44,7 @@ def create(**config: Any) -> Flask:
         """Show how many streams this process serves, and how."""
         process = app.extensions["noc_realtime"].process()
         detached = process._pump.streams if process._pump is not None else 0
-        return jsonify(pid=os.getpid(), detached=detached, portable=process._portable.streams)
+        return jsonify(pid=os.getpid(), detached=detached, portable=process.portable.streams)
 
     @app.get("/report")
     def report() -> Any:

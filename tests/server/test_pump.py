@@ -25,7 +25,7 @@ detached.SLICE = 0.0
 broker = MemoryBroker(1000, 1 << 20)
 hub = Hub(broker, HubOptions(heartbeat=600.0))
 hub.start()
-pump = detached.Pump(hub)
+pump = detached.Pump(hub, lambda leases: None)
 emit = Emitter(broker, Catalogue(), EmitOptions(max_event_bytes=1 << 20)).emit
 audience = ANONYMOUS.audience(TypeFilter.parse(""))
 

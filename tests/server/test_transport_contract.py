@@ -183,7 +183,7 @@ def test_wrong_types_are_a_problem_of_the_client(site: Site, types: str) -> None
         problem = answer.problem()
         assert answer.status == 400
         assert answer.headers["content-type"] == "application/problem+json"
-        assert (problem["status"], problem["title"]) == (400, "bad parameter")
+        assert (problem["status"], problem["title"]) == (400, "Bad Request")
         assert "types" in problem["detail"]
 
 

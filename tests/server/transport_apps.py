@@ -25,6 +25,7 @@ def identity(request: Request) -> Identity | None:
 def create_app() -> Flask:
     """Return an app that emits what it is asked to, configured by the environment."""
     app = Flask(__name__)
+    app.config["NOC_REALTIME_MAX_STREAMS_PER_USER"] = 0
     app.config.update(
         {
             key: value
@@ -62,6 +63,6 @@ def state() -> Any:
     return jsonify(
         pid=os.getpid(),
         detached=pump.streams if pump is not None else 0,
-        portable=process._portable.streams,
+        portable=process.portable.streams,
         files=len(os.listdir("/proc/self/fd")),
     )

@@ -33,6 +33,19 @@ STRINGS = {
     "NOC_REALTIME_MAX_EVENT_BYTES": ("1024", 1024),
     "NOC_REALTIME_MAX_LAG": ("0.5", 0.5),
     "NOC_REALTIME_STREAM_LIFETIME": ("3600", 3600.0),
+    "NOC_REALTIME_MAX_STREAMS_PER_USER": ("5", 5),
+    "NOC_REALTIME_MAX_STREAMS": ("20000", 20_000),
+    "NOC_REALTIME_STREAM_LIMIT": ("evict", "evict"),
+    "NOC_REALTIME_LEASE": ("4", 4.0),
+    "NOC_REALTIME_TICKET_TTL": ("60", 60.0),
+    "NOC_REALTIME_POLL_INTERVAL": ("2.5", 2.5),
+    "NOC_REALTIME_CORS_ORIGINS": (
+        "https://a.example, http://B.example:8080",
+        ("https://a.example", "http://b.example:8080"),
+    ),
+    "NOC_REALTIME_JWT_USER_CLAIM": ("uid", "uid"),
+    "NOC_REALTIME_JWT_ROLE_CLAIM": ("group", "group"),
+    "NOC_REALTIME_JWT_PERMISSIONS_CLAIM": ("scope", "scope"),
     "NOC_REALTIME_TRANSPORT": ("portable", "portable"),
     "NOC_REALTIME_NAMESPACE": ("noc:staging", "noc:staging"),
     "NOC_REALTIME_EMIT_ERRORS": ("raise", "raise"),
@@ -58,6 +71,12 @@ def test_the_hub_gets_what_is_configured() -> None:
     assert (options.history_events, options.history_bytes) == (500, 1_000_000)
     assert (options.max_lag, options.heartbeat, options.retry) == (0.5, 7.5, 1.0)
     assert options.stream_lifetime == 3600.0
+
+
+def test_the_leases_get_what_is_configured() -> None:
+    """A limit that is read and then dropped would be no limit."""
+    config = Config.from_mapping({key: text for key, (text, _) in STRINGS.items()})
+    assert config.lease_options == (5, 20_000, True, 4.0)
 
 
 def test_keys_of_others_are_left_alone() -> None:
