@@ -118,7 +118,7 @@ def connect() -> Response:
     _remaining(identity)
     ticket = secrets.token_urlsafe(_TICKET_BYTES)
     lifetime = state.config.ticket_ttl
-    process.broker.put(_digest(ticket), encode_ticket(identity, position), lifetime)
+    process.broker.put(ticket_key(ticket), encode_ticket(identity, position), lifetime)
     url = url_for(".stream_by_ticket", ticket=ticket)
     response = jsonify(ticket=ticket, url=url, expires_in=lifetime)
     response.headers["Cache-Control"] = "no-store"
@@ -205,7 +205,7 @@ def _redeem(state: State, ticket: str) -> Identity:
     """Use a ticket up and return whom it was issued for."""
     process = state.process()
     # Only its digest is stored and looked up: timing tells nothing of the tickets there are.
-    value = process.broker.take(_digest(ticket))
+    value = process.take(ticket_key(ticket))
     if value is None:
         raise IdentityError("The ticket is unknown, used or too old; get a new one from connect.")
     identity, position = decode_ticket(value)
@@ -217,7 +217,8 @@ def _redeem(state: State, ticket: str) -> Identity:
     return identity
 
 
-def _digest(ticket: str) -> str:
+def ticket_key(ticket: str) -> str:
+    """Return the key a ticket is kept under."""
     return "ticket:" + hashlib.sha256(ticket.encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ class Notices:
     def __init__(self, limit: int = _LIMIT) -> None:
         self.newest = 0
         self._limit = limit
-        self._forgotten = 0
+        self._forgotten = -1
         self._about: dict[tuple[bool, str], tuple[int, str]] = {}
 
     def add(self, rule: Rule, ordinal: int) -> None:

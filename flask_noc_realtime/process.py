@@ -10,6 +10,7 @@ from typing import Any
 
 from .broker import Broker
 from .broker.memory import MemoryBroker
+from .combine import Combine
 from .config import Config
 from .emit import EmitOptions, Emitter
 from .event import Catalogue
@@ -51,6 +52,7 @@ class Process:
             config.lease_options,
             lambda lease: self.emitter.give_notice("stream.evict", lease),
         )
+        self.take: Combine[str, bytes | None] = Combine(self.broker.take)
         self.portable = Portable(self.hub, self.leases.release)
         self._pump: Any | None = None
         self._warned: set[str] = set()

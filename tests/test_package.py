@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
 PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "notice", "wheel")
-THREADS = ("flight", "metrics")
+THREADS = ("combine", "flight", "metrics")
 TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {
     **dict.fromkeys(PURE, 0),

@@ -110,8 +110,8 @@ class Broker(Protocol):
         :raises BrokerUnavailable: when it is not known to be kept.
         """
 
-    def take(self, key: str) -> bytes | None:
-        """Remove what is kept under *key* and return it; of several callers one gets it.
+    def take(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Remove what is kept under each key and return it; of several callers one gets it.
 
         :raises BrokerUnavailable: when it cannot be known.
         """

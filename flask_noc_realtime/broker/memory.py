@@ -87,10 +87,11 @@ class MemoryBroker:
             ):
                 self._kept.popitem(last=False)
 
-    def take(self, key: str) -> bytes | None:
+    def take(self, keys: Sequence[str]) -> list[bytes | None]:
         with self._lock:
-            due, value = self._kept.pop(key, (0.0, b""))
-        return value if due > time.monotonic() else None
+            taken = [self._kept.pop(key, (0.0, b"")) for key in keys]
+        now = time.monotonic()
+        return [value if due > now else None for due, value in taken]
 
     def start(self, sink: Sink) -> None:
         with self._lock:

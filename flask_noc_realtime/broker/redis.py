@@ -115,9 +115,9 @@ end
 return {renewed, refused, evicted}
 """
 _TAKE = """
-local value = redis.call('GET', KEYS[1])
-if value then redis.call('DEL', KEYS[1]) end
-return value
+local values = redis.call('MGET', unpack(KEYS))
+redis.call('DEL', unpack(KEYS))
+return values
 """
 
 _SCRIPTS = {"lease": _LEASE, "take": _TAKE}
@@ -228,9 +228,12 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def take(self, key: str) -> bytes | None:
-        value: bytes | None = self._run("take", [self._kept_key + key], [])
-        return value
+    def take(self, keys: Sequence[str]) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        for first in range(0, len(keys), _PAGE):
+            page = [self._kept_key + key for key in keys[first : first + _PAGE]]
+            values += self._run("take", page, [])
+        return values
 
     def start(self, sink: Sink) -> None:
         self._sink = sink

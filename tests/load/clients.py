@@ -136,6 +136,7 @@ class Streams(_Program):
     :param path: ``%d`` in it becomes the class.
     :param every: parse one stream in so many; with few cores the client is part of the load.
     :param rcvbuf: bytes of receive buffer, for clients that fall behind early.
+    :param paths: a file with a path for each stream, instead of the one for all.
     """
 
     def __init__(
@@ -147,10 +148,12 @@ class Streams(_Program):
         classes: int = 1,
         every: int = 1,
         rcvbuf: int = 0,
+        paths: Path | None = None,
     ) -> None:
         command = [compiled("sseload"), "--port", str(port), "--streams", str(streams)]
         command += ["--path", path, "--classes", str(classes), "--every", str(every)]
-        super().__init__([*command, "--rcvbuf", str(rcvbuf)])
+        command += ["--rcvbuf", str(rcvbuf)]
+        super().__init__(command if paths is None else [*command, "--paths", str(paths)])
 
     def __enter__(self) -> Streams:
         return self

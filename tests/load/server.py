@@ -46,7 +46,13 @@ class LoadServer:
 
 @contextmanager
 def serve(
-    directory: Path, *, url: str, transport: str, workers: int, settings: Mapping[str, str]
+    directory: Path,
+    *,
+    url: str,
+    transport: str,
+    workers: int,
+    settings: Mapping[str, str],
+    app: str = "tests.load.app:app",
 ) -> Iterator[LoadServer]:
     """Run the app under load with plain ``gunicorn -k gevent``.
 
@@ -55,7 +61,7 @@ def serve(
     """
     keys = {"URL": url, "TRANSPORT": transport, **settings}
     gunicorn = GunicornServer(
-        "tests.load.app:app",
+        app,
         directory,
         workers=workers,
         args=["--worker-connections", "20000", "--backlog", "4096"],

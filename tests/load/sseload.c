@@ -1,7 +1,9 @@
 // sseload: holds N server-sent event streams in one process, driven by a command a line on stdin.
 //
 //   sseload --port P --streams N --path PATH [--every K] [--classes C] [--rcvbuf BYTES]
+//           [--paths FILE]
 //
+// FILE holds a path for each stream, a line each, instead of the one PATH.
 // "%d" in PATH becomes the class of the stream, 0 to C-1. Every byte is read, but only one stream
 // in K is parsed, and what is counted there is scaled by K: with few cores the client is part of
 // the load. An event is a frame whose data holds "ts=<ns of CLOCK_REALTIME>" and "seq=<n>"; n
@@ -42,6 +44,7 @@ typedef struct {
   int fd;
   State state;
   int class, parsed, lost;
+  const char *path;
   int64_t next; // the seq to come, or -1
   char id[64];
   char *tail; // of an unfinished frame
@@ -63,7 +66,7 @@ static struct {
 static struct { uint64_t missing, repeated, skipped, resets, closed; } total;
 
 static int port, count, every = 1, classes = 1, rcvbuf, epoll;
-static const char *path = "/";
+static const char *path = "/", *paths;
 static Stream *streams;
 static char *buffer;
 static int opened, pending, failed, cursor; // of the connect under way
@@ -185,11 +188,11 @@ static void open_stream(Stream *s) {
 
 static void ask(Stream *s) {
   char target[1024], resume[128] = "", request[2048];
-  const char *mark = strstr(path, "%d");
+  const char *mark = strstr(s->path, "%d");
   if (mark)
-    snprintf(target, sizeof target, "%.*s%d%s", (int)(mark - path), path, s->class, mark + 2);
+    snprintf(target, sizeof target, "%.*s%d%s", (int)(mark - s->path), s->path, s->class, mark + 2);
   else
-    snprintf(target, sizeof target, "%s", path);
+    snprintf(target, sizeof target, "%s", s->path);
   if (*s->id) snprintf(resume, sizeof resume, "Last-Event-ID: %s\r\n", s->id);
   int n = snprintf(request, sizeof request,
                    "GET %s HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n%s\r\n",
@@ -350,7 +353,7 @@ static void obey(const char *line) {
 static void read_options(int argc, char **argv) {
   static struct option options[] = {
       {"port", 1, 0, 'p'},  {"streams", 1, 0, 'n'}, {"path", 1, 0, 'u'}, {"every", 1, 0, 'k'},
-      {"classes", 1, 0, 'c'}, {"rcvbuf", 1, 0, 'b'},  {0}};
+      {"classes", 1, 0, 'c'}, {"rcvbuf", 1, 0, 'b'},  {"paths", 1, 0, 'f'}, {0}};
   for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
     if (o == 'p') port = atoi(optarg);
     else if (o == 'n') count = atoi(optarg);
@@ -358,8 +361,22 @@ static void read_options(int argc, char **argv) {
     else if (o == 'k') every = atoi(optarg);
     else if (o == 'c') classes = atoi(optarg);
     else if (o == 'b') rcvbuf = atoi(optarg);
+    else if (o == 'f') paths = optarg;
     else exit(2);
   }
+}
+
+static void read_paths(void) {
+  FILE *file = paths ? fopen(paths, "r") : NULL;
+  for (int i = 0; i < count; i++) {
+    size_t size = 0;
+    char *line = NULL;
+    streams[i].path = path;
+    if (!file || getline(&line, &size, file) < 0) continue;
+    line[strcspn(line, "\n")] = 0;
+    streams[i].path = line;
+  }
+  if (file) fclose(file);
 }
 
 int main(int argc, char **argv) {
@@ -376,6 +393,7 @@ int main(int argc, char **argv) {
     streams[i] = (Stream){.fd = -1, .next = -1, .class = i / every % classes};
     streams[i].parsed = i % every == 0;
   }
+  read_paths();
   epoll = epoll_create1(EPOLL_CLOEXEC);
   struct epoll_event input = {.events = EPOLLIN, .data.u32 = count}, events[512];
   epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from tests.load.access import measure, tickets, tokens, views
 from tests.load.bench import Bench, Options, Step, bench, measure_floor, measure_peer, say
 from tests.load.clients import Connected, Drained, Prober
 from tests.load.peers import FLASK_SSE, SSE_STARLETTE
@@ -121,6 +122,19 @@ def connect(options: Options, directory: Path, report: Report) -> None:
         report_drained(report, load.drain())
 
 
+def access(options: Options, directory: Path, report: Report) -> None:
+    """Open streams that need a token or a ticket, with the limits on."""
+    rates = {}
+    for paths in (views, tokens, tickets):
+        name = paths.__name__
+        connected = measure(options.streams, directory / name, paths)
+        rates[name] = connected.connected / connected.seconds
+        report.add(f"{name} failed", connected.failed, target="0")
+        report.add(f"{name}/s", rates[name], target="" if paths is views else ">= 2,500")
+    for name in ("tokens", "tickets"):
+        report.add(f"{name} to ordinary views", rates[name] / rates["views"], "x")
+
+
 def storm(options: Options, directory: Path, report: Report) -> None:
     """Drop all streams, let them miss events, and bring them back to where they were."""
     with bench(options, directory, sample=1) as load:
@@ -178,7 +192,7 @@ def stalled(options: Options, directory: Path, report: Report) -> None:
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (steady, tenth, overload, idle, connect, storm, stalled)
+    for scenario in (steady, tenth, overload, idle, connect, access, storm, stalled)
 }
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
