@@ -53,15 +53,16 @@ class Landed(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Flown(Generic[T]):
-    """A value, how the caller came by it, and when it was begun to be worked out.
+    """A value, and how the caller came by it.
 
-    :ivar kept: whether others will find it in the store.
+    :ivar since: when it was begun to be worked out.
+    :ivar until: when others cease to be given it; not after *since* when it is not kept.
     """
 
     value: T
     how: How
     since: float
-    kept: bool = False
+    until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,7 @@ class Flights(Generic[T]):
         key: Hashable,
         capture: Callable[[], Hashable],
         work: Callable[[Hashable], Landed[T]],
+        alone: Callable[[], T] | None = None,
     ) -> Flown[T]:
         """Return what *work* brings, doing it at most once for all who may share it.
 
@@ -234,6 +236,7 @@ class Flights(Generic[T]):
 
         :param capture: returns the generations that hold now; never None.
         :param work: takes the generations that held before it began.
+        :param alone: what a caller does instead whose result nobody else will have.
         :raises ReentrantCall: when the caller is itself the work of *key*.
         """
         generations = capture()
@@ -243,7 +246,7 @@ class Flights(Generic[T]):
             now = self.clock()
             kept = self.results.get(key, generations, now)
             if kept is not None:
-                return Flown(kept.value, How.KEPT, kept.since, True)
+                return Flown(kept.value, How.KEPT, kept.since, kept.until)
             lane = self._lanes.get(key)
             if self._flies_alone(key, lane, now):
                 flight, turn = None, 0
@@ -257,20 +260,26 @@ class Flights(Generic[T]):
                 flight = self._board(lane, generations)
                 turn = self._follow(lane, flight, me)
         if flight is None or lane is None:
-            return self._fly_alone(generations, work)
+            return self._fly_alone(capture, work, alone)
         if turn:
             return self._lead(lane, flight, turn, seen, capture, work)
         assert flight.outcome is not None
-        return flight.outcome.give() or self._fly_alone(capture(), work)
+        return flight.outcome.give() or self._fly_alone(capture, work, alone)
 
     def _flies_alone(self, key: Hashable, lane: _Lane[T] | None, now: float) -> bool:
         if self._alone.get(key, None, now) is not None:
             return True
         return lane is None and len(self._lanes) >= self.options.max_lanes
 
-    def _fly_alone(self, generations: Hashable, work: Callable[[Hashable], Landed[T]]) -> Flown[T]:
+    def _fly_alone(
+        self,
+        capture: Callable[[], Hashable],
+        work: Callable[[Hashable], Landed[T]],
+        alone: Callable[[], T] | None,
+    ) -> Flown[T]:
         since = self.clock()
-        return Flown(work(generations).value, How.ALONE, since)
+        value = work(capture()).value if alone is None else alone()
+        return Flown(value, How.ALONE, since)
 
     # Under the lock.
 
@@ -378,7 +387,7 @@ class Flights(Generic[T]):
                     self._depose(lane)
             raise
         if kept is not None:
-            flown = Flown(kept.value, How.KEPT, kept.since, True)
+            flown = Flown(kept.value, How.KEPT, kept.since, kept.until)
             self._end(lane, flight, turn, _Outcome(flown))
             return flown
         assert landed is not None
@@ -403,20 +412,13 @@ class Flights(Generic[T]):
                 self._send_alone(lane)
                 self._end(lane, flight, turn, _Outcome())
                 return Flown(landed.value, How.ALONE, flight.since)
-            stored = landed.ttl > 0 and self.results.put(
-                lane.key,
-                Kept(
-                    landed.value,
-                    flight.generations,
-                    flight.since,
-                    self.clock() + landed.ttl,
-                    landed.weight,
-                ),
-            )
-            flown = Flown(landed.value, How.LED, flight.since, stored)
-            joined = Flown(landed.value, How.JOINED, flight.since, stored)
+            since, until = flight.since, self.clock() + landed.ttl
+            kept = Kept(landed.value, flight.generations, since, until, landed.weight)
+            if landed.ttl <= 0 or not self.results.put(lane.key, kept):
+                until = 0.0
+            joined = Flown(landed.value, How.JOINED, since, until)
             self._end(lane, flight, turn, _Outcome(joined))
-            return flown
+            return Flown(landed.value, How.LED, since, until)
 
     def _send_alone(self, lane: _Lane[T]) -> None:
         now = self.clock()

@@ -173,7 +173,7 @@ def test_a_result_is_kept_for_its_ttl_and_its_generations() -> None:
     world.clock.now += 0.001
     assert world.fly().how is How.LED
     world.version = 1
-    assert world.fly() == Flown(1, How.LED, world.clock.now, True)
+    assert world.fly() == Flown(1, How.LED, world.clock.now, world.clock.now + 5.0)
     assert world.executions == 3
 
 
