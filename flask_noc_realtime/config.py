@@ -51,6 +51,7 @@ class Config:
     :ivar emit_errors: ``log`` queues what the broker does not take; ``raise`` raises.
     :ivar queue_events: events queued while the broker is away, at most.
     :ivar queue_bytes: bytes queued while the broker is away, at most.
+    :ivar coalesce_ttl: seconds `@coalesce` gives out a result, unless told otherwise.
     :ivar strict_types: refuse event types nobody registered.
     """
 
@@ -79,6 +80,7 @@ class Config:
     emit_errors: str = "log"
     queue_events: int = 10_000
     queue_bytes: int = 16 * 1024 * 1024
+    coalesce_ttl: float = 5.0
     strict_types: bool = True
 
     @classmethod
@@ -152,6 +154,7 @@ _LEAST = {
     "lease": 1.0,
     "ticket_ttl": 1.0,
     "poll_interval": 0.1,
+    "coalesce_ttl": 0.0,
     "queue_events": 0,
     "queue_bytes": 0,
 }

@@ -189,6 +189,19 @@ class Catalogue:
         return tuple(sorted(self._types))
 
 
+@lru_cache(maxsize=4096)
+def patterns_of(type: str) -> tuple[str, ...]:
+    """Return every pattern that *type* matches: itself, ``prefix.*`` for each prefix, ``*``.
+
+    A notice is no event: it matches none.
+    """
+    if type in NOTICES:
+        return ()
+    words = type.split(".")
+    prefixes = (".".join(words[:count]) for count in range(1, len(words)))
+    return (type, *(f"{prefix}.*" for prefix in prefixes), "*")
+
+
 def check_type(type: str) -> str:
     """Return *type* if it is dotted lower-case words and not a control event.
 

@@ -14,6 +14,7 @@ from .combine import Combine
 from .config import Config
 from .emit import EmitOptions, Emitter
 from .event import Catalogue
+from .flight import Flights
 from .hub import Hub
 from .lease import Leases
 from .transport import StreamRequest
@@ -45,6 +46,7 @@ class Process:
                 raises=config.emit_errors == "raise",
             ),
         )
+        self.flights: Flights[Any] = Flights()
         self._config = config
         self._lock = threading.Lock()
         self.leases = Leases(

@@ -84,6 +84,15 @@ class Broker(Protocol):
         :raises BrokerUnavailable: when not all are known to be published; try *again*.
         """
 
+    def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
+        """Return what names the newest event of each pattern, such as ``incident.*``.
+
+        It has changed before the publishing of an event that matches returns, and before any
+        stream is sent it. Names are only ever compared for equality.
+
+        :raises BrokerUnavailable: when it cannot be known.
+        """
+
     def follows(self, position: str, other: str) -> bool:
         """Tell whether *position* may be one after *other* that has not been delivered yet."""
 

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
+from ..event import patterns_of
 from ..eventlog import Entry, EventLog
 from . import Claim, Leased, Sink, Terms
 
@@ -34,6 +35,7 @@ class MemoryBroker:
         self._sink: Sink | None = None
         self._max_events = max_events
         self._published: OrderedDict[str, str] = OrderedDict()
+        self._generations: dict[str, str] = {}
         self._leases: dict[str, dict[str, None]] = {}
         self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
 
@@ -47,6 +49,10 @@ class MemoryBroker:
         with self._lock:
             known: Mapping[str, str] = self._published if again else {}
             return [known.get(key) or self._append(record, key) for record, key in events]
+
+    def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
+        newest = self._generations
+        return tuple([newest.get(pattern, self._epoch) for pattern in patterns])
 
     def follows(self, position: str, other: str) -> bool:
         return False
@@ -106,6 +112,8 @@ class MemoryBroker:
     def _append(self, record: bytes, key: str) -> str:
         entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)
         self._log.append(entry)
+        for pattern in patterns_of(entry.rule.type):
+            self._generations[pattern] = entry.position
         self._published[key] = entry.position
         if len(self._published) > self._max_events:
             self._published.popitem(last=False)

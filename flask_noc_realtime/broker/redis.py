@@ -17,6 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ..errors import BrokerUnavailable, ConfigError, EventError
+from ..event import patterns_of, split_record
 from ..eventlog import Entry
 from . import Claim, Leased, Sink, Terms
 
@@ -26,7 +27,8 @@ from . import Claim, Leased, Sink, Terms
 # where a first one that was merely late finds it.
 # Each message names its predecessor: a hole shows with the next message, whatever made it.
 _PUBLISH = """
-local log, channel, retried, cap, age = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
+local log, channel, retried, generations = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local cap, age = ARGV[1], ARGV[2]
 local published = {}
 if age ~= '' then
   local since = '-'
@@ -41,11 +43,14 @@ end
 local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', '')
 local positions = {}
-for i = 3, #ARGV, 2 do
+for i = 3, #ARGV, 3 do
   local record, key = ARGV[i], ARGV[i + 1]
   local position = published[key] or redis.call('HGET', retried, key)
   if not position then
     position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
+    for pattern in string.gmatch(ARGV[i + 2], '%S+') do
+      redis.call('HSET', generations, pattern, position)
+    end
     redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
     before = position
     if age ~= '' then
@@ -120,7 +125,20 @@ redis.call('DEL', unpack(KEYS))
 return values
 """
 
-_SCRIPTS = {"lease": _LEASE, "take": _TAKE}
+# A generation that Redis lost gets a name it never had: the old one could come back with it.
+_GENERATIONS = """
+local names = redis.call('HMGET', KEYS[1], unpack(ARGV))
+for i, pattern in ipairs(ARGV) do
+  if not names[i] then
+    local time = redis.call('TIME')
+    names[i] = 'from-' .. time[1] .. '-' .. time[2]
+    redis.call('HSET', KEYS[1], pattern, names[i])
+  end
+end
+return names
+"""
+
+_SCRIPTS = {"generations": _GENERATIONS, "lease": _LEASE, "take": _TAKE}
 
 _PAGE = 500
 _IDLE_CHECK = 15.0
@@ -162,7 +180,13 @@ class RedisBroker:
         # The name in braces puts every key on one slot of a Redis Cluster.
         self._log_key = f"{{{options.namespace}}}:log"
         self._channel = f"{{{options.namespace}}}:events"
-        self._keys = (self._log_key, self._channel, f"{{{options.namespace}}}:retried")
+        self._generations_key = f"{{{options.namespace}}}:generations"
+        self._keys = (
+            self._log_key,
+            self._channel,
+            f"{{{options.namespace}}}:retried",
+            self._generations_key,
+        )
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
@@ -196,6 +220,10 @@ class RedisBroker:
             return self._run_script(events, age if again else None)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
+
+    def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
+        names = self._run("generations", [self._generations_key], patterns)
+        return tuple([name.decode() for name in names])
 
     def follows(self, position: str, other: str) -> bool:
         return _order(position) > _order(other)
@@ -264,8 +292,9 @@ class RedisBroker:
 
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
         arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
-        for event in events:
-            arguments += event
+        for record, key in events:
+            patterns = patterns_of(split_record(record)[0].type)
+            arguments += (record, key, " ".join(patterns))
         script = self._publish_script()
         return [position.decode() for position in script(keys=self._keys, args=arguments)]
 

@@ -1,0 +1,99 @@
+"""Generations: what tells that something happened since a result was read."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_noc_realtime.audience import TypeFilter
+from flask_noc_realtime.broker import Broker
+from flask_noc_realtime.event import notice, patterns_of
+from tests.contract.conftest import BrokerFactory
+from tests.contract.sinks import RecordingSink, key, record
+from tests.redis_server import RedisServer
+
+PATTERNS = ("incident.*", "log.*", "log.added", "*")
+
+words = st.from_regex(r"[a-z][a-z0-9_]{0,3}(\.[a-z0-9_]{1,3}){1,3}", fullmatch=True)
+
+
+@given(words, words)
+def test_an_event_bumps_exactly_the_patterns_that_streams_would_match_it_by(
+    type: str, other: str
+) -> None:
+    """One rule for what a stream shows and for what a page forgets."""
+    for pattern in (*patterns_of(other), other):
+        assert (pattern in patterns_of(type)) == TypeFilter.parse(pattern).matches(type)
+
+
+def test_publishing_changes_the_generations_that_match_and_no_others(broker: Broker) -> None:
+    """Before it returns."""
+    before = broker.generations(PATTERNS)
+    assert broker.generations(PATTERNS) == before
+    broker.publish(record(1), key())
+    after = broker.generations(PATTERNS)
+    changed = [pattern for pattern, a, b in zip(PATTERNS, before, after, strict=True) if a != b]
+    assert changed == ["log.*", "log.added", "*"]
+    broker.publish_all([(record(2), key()), (record(3), key())], again=False)
+    assert broker.generations(["log.*"]) != after[1:2]
+
+
+def test_a_second_attempt_changes_the_generation_or_the_first_one_did(broker: Broker) -> None:
+    """It is not known which of them was the one."""
+    events = [(record(1), key())]
+    before = broker.generations(["log.*"])
+    broker.publish_all(events, again=False)
+    between = broker.generations(["log.*"])
+    broker.publish_all(events, again=True)
+    assert before != between
+    assert broker.generations(["log.*"]) == between
+
+
+def test_a_notice_is_nothing_a_page_shows(broker: Broker) -> None:
+    """The end of a user's streams changes no data."""
+    before = broker.generations(["*"])
+    broker.publish(notice("stream.disconnect", "7"), key())
+    assert broker.generations(["*"]) == before
+
+
+def test_the_generation_has_changed_when_a_stream_is_sent_the_event(broker: Broker) -> None:
+    """A browser refetches at once, and must not be given the page from before."""
+    names: list[tuple[str, ...]] = []
+
+    class Sink(RecordingSink):
+        """Looks at the generation as the event comes."""
+
+        def deliver(self, entries: object) -> None:
+            names.append(broker.generations(["log.*"]))
+            super().deliver(entries)  # type: ignore[arg-type]
+
+    sink = Sink()
+    broker.start(sink)
+    sink.wait_for(lambda: bool(sink.restarts), "the history")
+    before = broker.generations(["log.*"])
+    broker.publish(record(1), key())
+    sink.wait_for_number(1)
+    assert names[0] != before
+
+
+def test_a_generation_that_redis_lost_gets_a_name_it_never_had(
+    redis: RedisServer, connect: BrokerFactory
+) -> None:
+    """An evicted or flushed generation must not make an old page valid again."""
+    broker = connect(redis.url, namespace="lost")
+    client = redis.client()
+    seen = {broker.generations(["log.*"])}
+    for number in range(3):
+        client.delete("{lost}:generations")
+        seen.add(broker.generations(["log.*"]))
+        broker.publish(record(number), key())
+        seen.add(broker.generations(["log.*"]))
+    assert len(seen) == 7
+
+
+def test_all_workers_see_the_same_generations(redis: RedisServer, connect: BrokerFactory) -> None:
+    """Whoever asked first."""
+    one, other = connect(redis.url, namespace="all"), connect(redis.url, namespace="all")
+    assert one.generations(PATTERNS) == other.generations(PATTERNS)
+    one.publish(record(1), key())
+    assert one.generations(PATTERNS) == other.generations(PATTERNS)
