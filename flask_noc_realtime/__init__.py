@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .auth import Identity
+from .coalesce import coalesce
 from .emit import Emitter
 from .errors import (
     BrokerUnavailable,
@@ -30,4 +31,5 @@ __all__ = [
     "ParameterError",
     "PayloadTooLarge",
     "UnknownTypeError",
+    "coalesce",
 ]

@@ -15,6 +15,7 @@ from .config import Config
 from .emit import EmitOptions, Emitter
 from .event import Catalogue
 from .flight import Flights
+from .generation import Generations
 from .hub import Hub
 from .lease import Leases
 from .transport import StreamRequest
@@ -47,6 +48,7 @@ class Process:
             ),
         )
         self.flights: Flights[Any] = Flights()
+        self.generations = Generations(self.broker, self.emitter)
         self._config = config
         self._lock = threading.Lock()
         self.leases = Leases(

@@ -1,0 +1,160 @@
+"""Answers: what of a view's response may be given to others, and how each of them gets it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from flask import Request, Response, current_app
+
+CACHE = "noc-realtime"
+"""Our name in ``Cache-Status`` (RFC 9211)."""
+
+HEADERS = frozenset(
+    {
+        "cache-control",
+        "content-disposition",
+        "content-language",
+        "content-type",
+        "etag",
+        "expires",
+        "last-modified",
+        "link",
+        "location",
+        "retry-after",
+        "vary",
+        "www-authenticate",
+    }
+)
+"""Response headers that everybody gets, besides those a policy names."""
+
+_OWN = frozenset({"content-length", "date", "x-noc-position"})
+_CONDITIONS = (
+    "HTTP_IF_NONE_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_MATCH",
+    "HTTP_IF_UNMODIFIED_SINCE",
+)
+_MAGIC = b"noc-answer-1\n"
+_SIGNATURE_BYTES = 32
+
+
+class NotShareable(Exception):
+    """A response belongs to the one who asked; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response that may be given to everyone with the same key.
+
+    :ivar position: the position of events that the view's data is known to include.
+    :ivar at: the time it was begun to be worked out, as the system's clock has it.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    position: str
+    at: float
+
+    @classmethod
+    def of(
+        cls,
+        response: Response,
+        *,
+        allowed: Collection[str],
+        varies: Collection[str],
+        max_bytes: int,
+        private: bool = False,
+        position: str,
+        at: float,
+    ) -> Answer:
+        """Take from *response* what everybody gets.
+
+        :param allowed: names of further headers, in lower case.
+        :param varies: names of the request headers that are in the key, in lower case.
+        :param private: say so to caches on the way, who know nothing of our scopes.
+        :raises NotShareable: when it is not for everybody.
+        """
+        headers = response.headers
+        if "Set-Cookie" in headers:
+            raise NotShareable("it sets a cookie")
+        control = response.cache_control
+        if control.no_store or control.private:
+            raise NotShareable("its Cache-Control says private or no-store")
+        undeclared = {name.lower() for name in response.vary} - set(varies)
+        if undeclared:
+            raise NotShareable(f"it varies by {', '.join(sorted(undeclared))}")
+        if response.is_streamed or response.direct_passthrough:
+            raise NotShareable("it is streamed")
+        body = response.get_data()
+        if len(body) > max_bytes:
+            raise NotShareable(f"it has {len(body)} bytes and the limit is {max_bytes}")
+        kept = [
+            (name, value)
+            for name, value in headers
+            if name.lower() in HEADERS or name.lower() in allowed
+        ]
+        if response.status_code == 200 and "ETag" not in headers:
+            kept.append(("ETag", f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'))
+        if private and "Cache-Control" not in headers:
+            kept.append(("Cache-Control", "private"))
+        return cls(response.status_code, tuple(kept), body, position, at)
+
+    def respond(self, request: Request, status: str, age: float | None = None) -> Response:
+        """Return the response for *request*, a 304 where its conditions say so.
+
+        :param status: what ``Cache-Status`` says after our name.
+        :param age: seconds since the answer was worked out, when it comes from a store.
+        """
+        response = current_app.response_class(self.body, self.status)
+        # The class adds a Content-Type of its own where the view had none.
+        response.headers.clear()
+        response.headers.extend(self.headers)
+        response.headers["Cache-Status"] = f"{CACHE}; {status}"
+        if age is not None:
+            response.headers["Age"] = str(max(0, int(age)))
+        environ = request.environ
+        if self.status == 200 and any(name in environ for name in _CONDITIONS):
+            response.make_conditional(environ)
+        return response
+
+    def seal(self, secret: bytes, key: bytes) -> bytes:
+        """Encode the answer so that `unseal` can tell it was written for *key* by one of us."""
+        fields = [self.status, self.headers, self.position, self.at]
+        content = json.dumps(fields, separators=(",", ":")).encode() + b"\n" + self.body
+        return _MAGIC + _sign(secret, key, content) + content
+
+    @classmethod
+    def unseal(cls, data: bytes, secret: bytes, key: bytes) -> Answer | None:
+        """Read what `seal` wrote; return None for anything else."""
+        start = len(_MAGIC) + _SIGNATURE_BYTES
+        content = data[start:]
+        if not data.startswith(_MAGIC):
+            return None
+        if not hmac.compare_digest(data[len(_MAGIC) : start], _sign(secret, key, content)):
+            return None
+        # What we signed, we wrote: it can be read.
+        head, _, body = content.partition(b"\n")
+        status, headers, position, at = json.loads(head)
+        return cls(status, tuple((name, value) for name, value in headers), body, position, at)
+
+
+def dropped(response: Response, allowed: Collection[str]) -> set[str]:
+    """Return the headers of *response* that an answer leaves out without saying so."""
+    names = {name.lower() for name in response.headers.keys()}
+    return names - HEADERS - _OWN - set(allowed)
+
+
+def now() -> float:
+    """Return the time that ages are counted from, which processes share."""
+    return time.time()
+
+
+def _sign(secret: bytes, key: bytes, content: bytes) -> bytes:
+    # Without the key, one who may write to the store could show one page in place of another.
+    return hmac.digest(secret, _MAGIC + len(key).to_bytes(4, "big") + key + content, "sha256")

@@ -1,0 +1,58 @@
+"""Generations as a reader may rely on them, also while the broker is away."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+from .broker import Broker
+from .emit import Emitter
+from .errors import BrokerUnavailable
+
+_PAUSE = 1.0
+
+_logger = logging.getLogger("flask_noc_realtime")
+
+
+class Unknown:
+    """Generations that could not be read: equal to none, not even to others like it.
+
+    So nobody joins a flight that began before they came, and nothing of it is given out later.
+    """
+
+
+class Generations:
+    """Reads the broker's generations, and after a failure leaves it in peace for a moment.
+
+    :param broker: has the generations.
+    :param emitter: what it has queued has happened, though the broker does not know it yet.
+    """
+
+    def __init__(
+        self, broker: Broker, emitter: Emitter, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._broker = broker
+        self._emitter = emitter
+        self._clock = clock
+        self._closed_until = 0.0
+        self._complained = False
+
+    def read(self, patterns: Sequence[str]) -> Hashable:
+        """Return what names the newest event of each pattern, or an `Unknown`."""
+        if not patterns:
+            return ()
+        if self._emitter.queued or self._clock() < self._closed_until:
+            return Unknown()
+        try:
+            names = self._broker.generations(patterns)
+        except BrokerUnavailable as error:
+            self._closed_until = self._clock() + _PAUSE
+            if not self._complained:
+                self._complained = True
+                _logger.error("%s. Results that events invalidate are not kept meanwhile.", error)
+            return Unknown()
+        if self._complained:
+            self._complained = False
+            _logger.warning("The broker answers again; results are kept again.")
+        return names
