@@ -100,7 +100,6 @@ def jwt_loader(config: Config) -> IdentityLoader:
     from jwt import ExpiredSignatureError, PyJWTError
 
     def load(request: Request) -> Identity | None:
-        locations = [where for where in settings.token_location if where in ("headers", "cookies")]
         token = request.args.get("token")
         if token and request.method == "GET":
             name = settings.header_name
@@ -108,6 +107,12 @@ def jwt_loader(config: Config) -> IdentityLoader:
                 variable = f"HTTP_{name.upper().replace('-', '_')}"
                 request.environ[variable] = f"{settings.header_type} {token}".strip()
             locations = ["headers"]
+        elif "HTTP_COOKIE" not in request.environ and settings.header_name not in request.headers:
+            return None  # What verifying would find out, without the exceptions.
+        else:
+            locations = [
+                where for where in settings.token_location if where in ("headers", "cookies")
+            ]
         try:
             verified = verify_jwt_in_request(locations=locations or ["headers"])
         except NoAuthorizationError:

@@ -38,6 +38,7 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT = 25.0
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_STREAM_TYPE = "text/event-stream"
 _TICKET_BYTES = 32
 
 _STREAM_HEADERS = {
@@ -89,7 +90,7 @@ def stream(ticket: str | None = None) -> Response:
     process.hub.start()
     since = process.hub.end
     identity = _known(state) if ticket is None else _redeem(state, ticket)
-    if not request.accept_mimetypes.best_match(["text/event-stream"]) and _accepts_something():
+    if not _accepts_stream():
         return problem(406, "Not Acceptable", "A stream is text/event-stream.")
     remaining = _remaining(identity)
     wanted = StreamRequest(
@@ -102,7 +103,7 @@ def stream(ticket: str | None = None) -> Response:
     )
     return Response(
         process.stream(request.environ, wanted),
-        mimetype="text/event-stream",
+        mimetype=_STREAM_TYPE,
         headers=_STREAM_HEADERS,
         # Code that reads the body of every response would never come back from a stream.
         direct_passthrough=True,
@@ -242,8 +243,12 @@ def _types() -> TypeFilter:
     return TypeFilter.parse(request.args.get("types", ""))
 
 
-def _accepts_something() -> bool:
-    return bool(request.accept_mimetypes)
+def _accepts_stream() -> bool:
+    accept = request.headers.get("Accept")
+    # What browsers, curl and our own client send, without parsing it.
+    if accept in (None, "", "*/*", _STREAM_TYPE):
+        return True
+    return request.accept_mimetypes.best_match([_STREAM_TYPE]) is not None
 
 
 def _last_position() -> str | None:
@@ -276,11 +281,11 @@ def _wait() -> float:
 
 def _refuse_early() -> Response | None:
     """Refuse what no client of ours sends, before anything is looked up for it."""
-    if len(request.query_string) > MAX_QUERY_BYTES:
+    if len(request.environ.get("QUERY_STRING", "")) > MAX_QUERY_BYTES:
         return problem(400, "Bad Request", f"The query is longer than {MAX_QUERY_BYTES} bytes.")
-    if (request.content_length or 0) > MAX_BODY_BYTES:
+    if request.method != "GET" and (request.content_length or 0) > MAX_BODY_BYTES:
         return problem(413, "Content Too Large", f"The body exceeds {MAX_BODY_BYTES} bytes.")
-    origin = request.headers.get("Origin")
+    origin = request.environ.get("HTTP_ORIGIN")
     if origin is not None and request.method != "OPTIONS" and not _welcome(origin):
         raise OriginError(
             f"Pages of {origin!r:.200} may not connect. If they are yours, add their origin to "
@@ -303,10 +308,12 @@ def _welcome(origin: str) -> bool:
 
 def _share(response: Response) -> Response:
     """Let pages of the listed origins read the response (CORS, WHATWG Fetch)."""
+    origins = _state().config.cors_origins
+    if not origins:
+        return response
+    response.vary.add("Origin")
     origin = request.headers.get("Origin")
-    if _state().config.cors_origins:
-        response.vary.add("Origin")
-    if origin is None or origin.lower() not in _state().config.cors_origins:
+    if origin is None or origin.lower() not in origins:
         return response
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers.update(_CORS_HEADERS)

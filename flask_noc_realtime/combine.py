@@ -18,7 +18,7 @@ class _Asker(Generic[Q, A]):
         self.answer: A | None = None
         self.error: BaseException | None = None
         self.leads = False
-        self.turn = threading.Event()
+        self.turn: threading.Event | None = None
 
 
 class Combine(Generic[Q, A]):
@@ -44,17 +44,19 @@ class Combine(Generic[Q, A]):
         with self._lock:
             self._waiting.append(asker)
             asker.leads, self._asking = not self._asking, True
-        if not asker.leads:
-            self._wait(asker)
+            if not asker.leads:
+                asker.turn = threading.Event()
+        if asker.turn is not None:
+            self._wait(asker, asker.turn)
         if asker.leads:
             self._ask(asker)
         if asker.error is not None:
             raise asker.error
         return asker.answer  # type: ignore[return-value]  # every question was answered
 
-    def _wait(self, asker: _Asker[Q, A]) -> None:
+    def _wait(self, asker: _Asker[Q, A], turn: threading.Event) -> None:
         try:
-            asker.turn.wait()
+            turn.wait()
         except BaseException:
             # A request cut short would otherwise hold up all behind it.
             with self._lock:
@@ -79,11 +81,14 @@ class Combine(Generic[Q, A]):
         finally:
             with self._lock:
                 for each in asked:
-                    each.turn.set()
+                    if each.turn is not None:
+                        each.turn.set()
                 self._pass_on()
 
     def _pass_on(self) -> None:
         self._asking = bool(self._waiting)
         if self._waiting:
-            self._waiting[0].leads = True
-            self._waiting[0].turn.set()
+            following = self._waiting[0]
+            following.leads = True
+            assert following.turn is not None, "only who does not lead waits"
+            following.turn.set()

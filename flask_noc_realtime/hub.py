@@ -164,14 +164,14 @@ class Hub:
 
     def open(self, last_position: str | None) -> Opening:
         """Find where a stream starts: after *last_position*, or now when that is None."""
-        retry = round(self.retry() * 1000)
+        # In steps, so that streams that come together share the bytes.
+        retry = round(self.retry() * 20) * 50
         with self._lock:
             found = self._find(last_position)
             end = self._log.end
             ordinal = end if found is None else found
             position = self._log.position_at(ordinal)
-        data = {"position": position, "retry": retry}
-        preamble = control("stream.open", data, id=position, retry=retry)
+        preamble = open_frame(position, retry)
         if found is None:
             preamble += reset_frame("unknown-position", position)
         return Opening(preamble, ordinal, end)
@@ -262,6 +262,13 @@ class Hub:
     def _notify(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+@lru_cache(maxsize=256)
+def open_frame(position: str, retry: int) -> bytes:
+    """Encode the event a stream begins with; *retry* is in milliseconds."""
+    data = {"position": position, "retry": retry}
+    return control("stream.open", data, id=position, retry=retry)
 
 
 @lru_cache(maxsize=8)

@@ -1,8 +1,8 @@
 """The detached transport: streams that leave gunicorn's gevent worker and keep only their fd.
 
-The response is an ordinary one until the server has sent its head and the first bytes. Then
-the connection is taken over: the server is left with one end of a socketpair in place of the
-client, finishes the response into it, sees end of file, and frees its greenlet.
+The response is an ordinary one until the server has sent its head. Then the connection is
+taken over: the server is left with one end of a socketpair in place of the client, finishes
+the response into it, closes it, and frees its greenlet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from ..audience import Audience
 from ..cursor import Batch
 from ..frame import LAST_CHUNK, chunk
-from ..hub import SPREAD, Hub
+from ..hub import SPREAD, Hub, Opening
 from ..wheel import Wheel
 from . import StreamRequest, gunicorn_response
 from .portable import Portable, PortableStream
@@ -61,16 +61,15 @@ class Stream:
         client: _socket.socket,
         lane: Lane,
         request: StreamRequest,
-        cursor: int,
-        live_from: int,
+        opening: Opening,
     ) -> None:
         self.client = client
         self.lane = lane
         self.user_id = request.user_id
         self.since = request.since
         self.lease = request.lease
-        self.cursor = cursor
-        self.live_from = live_from
+        self.cursor = opening.ordinal
+        self.live_from = opening.live_from
         self.rest: memoryview | None = None
         self.touched = 0.0
 
@@ -156,13 +155,13 @@ class Pump:
         """How many streams there are."""
         return len(self._by_fd)
 
-    def add(self, taken: Taken, request: StreamRequest, cursor: int, live_from: int) -> None:
-        """Own a connection whose client has been sent everything before *cursor*."""
+    def add(self, taken: Taken, request: StreamRequest, opening: Opening) -> None:
+        """Own a connection whose client has been sent the head of the response."""
         key = (request.audience, taken.chunked)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(*key)
-        stream = Stream(taken.client, lane, request, cursor, live_from)
+        stream = Stream(taken.client, lane, request, opening)
         fd = taken.client.fileno()
         self._epoll.register(fd, _GONE)
         self._by_fd[fd] = stream
@@ -176,7 +175,8 @@ class Pump:
         self._arm()
         if self._leave(stream):
             return
-        if cursor != self._hub.end:
+        self._write(stream, opening.preamble, stream.touched)
+        if stream.cursor != self._hub.end:
             self._go_round()
 
     def wake(self) -> None:
@@ -482,29 +482,27 @@ class DetachedStream(Iterator[bytes]):
         sink.close()
 
     def _open(self) -> bytes:
-        self._opening = self._hub.open(self._request.last_position)
+        """Have the server send the head alone: gunicorn does, whatever the first bytes are."""
         self._next = self._detach
-        return self._opening.preamble
+        return b""
 
     def _detach(self) -> bytes:
-        opening = self._opening
         response = gunicorn_response()
-        if response is None or not _can_take(response, len(opening.preamble)):
-            return self._go_portable(opening.ordinal)
+        if response is None or not _can_take(response):
+            return self._go_portable()
         pump = self._pump()
         try:
             taken = take_over(response, pump.loop_epoll)
         except OSError:
             # Out of file descriptors: this stream can still use the one it has.
-            return self._go_portable(opening.ordinal)
+            return self._go_portable()
         self._sink = taken.sink
         self._next = _stop
         self._portable.hand_over()
-        pump.add(taken, self._request, opening.ordinal, opening.live_from)
+        pump.add(taken, self._request, self._hub.open(self._request.last_position))
         raise StopIteration
 
-    def _go_portable(self, ordinal: int) -> bytes:
-        self._portable.resume(ordinal)
+    def _go_portable(self) -> bytes:
         self._next = self._portable.__next__
         return self._next()
 
@@ -531,9 +529,9 @@ def take_over(response: Any, loop_epoll: Any) -> Taken:
     """
     sock = response.sock
     fd = sock.fileno()
-    _tune(sock)
     client = _socket.socket(sock.family, sock.type, sock.proto, os.dup(fd))
     client.setblocking(False)
+    _tune(client)
     try:
         ours, theirs = _socket.socketpair()
     except OSError:
@@ -548,11 +546,13 @@ def take_over(response: Any, loop_epoll: Any) -> Taken:
     os.dup2(theirs.fileno(), fd, inheritable=False)
     theirs.close()
     ours.shutdown(socket.SHUT_WR)
+    # There is no next request to wait for.
+    response.force_close()
     return Taken(client, response.chunked, ours)
 
 
-def _can_take(response: Any, preamble: int) -> bool:
-    """Tell whether what the server sent is exactly our head and preamble.
+def _can_take(response: Any) -> bool:
+    """Tell whether what the server sent is exactly our head.
 
     Middleware that buffers, compresses or rewrites the body shows here; a connection taken
     over from it would carry bytes its client cannot read.
@@ -560,7 +560,7 @@ def _can_take(response: Any, preamble: int) -> bool:
     headers = {name.lower(): value for name, value in response.headers}
     return (
         response.headers_sent
-        and response.sent == preamble
+        and response.sent == 0
         and response.status_code == 200
         and response.response_length is None
         and headers.get("content-encoding", "identity") == "identity"
@@ -568,7 +568,7 @@ def _can_take(response: Any, preamble: int) -> bool:
     )
 
 
-def _tune(sock: Any) -> None:
+def _tune(sock: _socket.socket) -> None:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A client that stops reading would otherwise let the kernel queue megabytes for it.

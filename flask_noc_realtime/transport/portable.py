@@ -101,11 +101,6 @@ class PortableStream(Iterator[bytes]):
             self._bodies = self._run(opening.preamble, opening.ordinal)
         return next(self._bodies)
 
-    def resume(self, ordinal: int) -> None:
-        """Begin at *ordinal*: somebody else has sent the preamble."""
-        self._join()
-        self._bodies = self._follow(ordinal)
-
     def close(self) -> None:
         """Leave; servers call this when the client is gone or the body has ended."""
         self._bodies = iter(())

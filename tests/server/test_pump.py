@@ -18,7 +18,7 @@ from flask_noc_realtime.auth import ANONYMOUS
 from flask_noc_realtime.broker.memory import MemoryBroker
 from flask_noc_realtime.emit import Emitter, EmitOptions
 from flask_noc_realtime.event import Catalogue
-from flask_noc_realtime.hub import Hub, HubOptions
+from flask_noc_realtime.hub import Hub, HubOptions, Opening
 from flask_noc_realtime.transport import StreamRequest, detached
 
 detached.SLICE = 0.0
@@ -34,7 +34,7 @@ def join(cursor, user_id=None):
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     taken = detached.Taken(theirs, False, theirs)
-    pump.add(taken, StreamRequest(audience, user_id), cursor, hub.end)
+    pump.add(taken, StreamRequest(audience, user_id), Opening(b"", cursor, hub.end))
     ours.settimeout(5)
     return ours
 
