@@ -66,12 +66,21 @@ def smoke(scenario: str, **options: Any) -> Report:
 
 
 @pytest.mark.parametrize("broker", ["memory", "redis"])
-@pytest.mark.parametrize("scenario", streams.SCENARIOS)
+@pytest.mark.parametrize("scenario", FIGURES)
 def test_every_stream_gets_every_event_once_and_in_order(scenario: str, broker: str) -> None:
     """Every scenario ends with the streams where they should be, and with its figures."""
     report = smoke(scenario, broker=broker)
     assert report["events skipped by a reset"] == 0
     assert any(figure.target for figure in report.figures)
+
+
+def test_every_stream_with_a_token_or_a_ticket_is_let_in() -> None:
+    """And no other scenario is without its test."""
+    require("flask_jwt_extended")
+    assert set(streams.SCENARIOS) == {*FIGURES, "access"}
+    values = streams.run("access", replace(SMALL, streams=60)).values()
+    assert [values[f"{name} failed"] for name in ("views", "tokens", "tickets")] == [0, 0, 0]
+    assert values["tickets to ordinary views"] is not None
 
 
 def test_portable_streams_and_several_workers_are_measured_too() -> None:
