@@ -95,8 +95,14 @@ class Policy:
         own = (
             _OWN_READS.get(self.scope, frozenset()) if isinstance(self.scope, str) else frozenset()
         )
-        cookies = {"cookies", "session"} if "cookie" in self.vary else set()
-        return self.reads | own | cookies | set(self.vary)
+        names = self.varies
+        cookies = {"cookies", "session"} if "cookie" in names else set()
+        return self.reads | own | cookies | names
+
+    @property
+    def varies(self) -> frozenset[str]:
+        """The request headers in the key, in lower case."""
+        return frozenset(name.lower() for name in self.vary)
 
 
 def coalesce(
@@ -141,7 +147,7 @@ def coalesce(
         cast(Scope, scope if function is None else None),
         ttl,
         _names("invalidate_on", invalidate_on),
-        tuple(sorted(name.lower() for name in _names("vary", vary))),
+        tuple(sorted(_names("vary", vary), key=str.lower)),
         frozenset(name.lower() for name in _names("headers", headers)),
         frozenset(name.lower() for name in _names("reads", reads)),
         max_bytes,
@@ -305,7 +311,7 @@ class _Shared:
             answer = Answer.of(
                 response,
                 allowed=policy.headers,
-                varies=policy.vary,
+                varies=policy.varies,
                 max_bytes=policy.max_bytes,
                 private=policy.scope != "public",
                 position=position,

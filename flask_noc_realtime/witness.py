@@ -58,6 +58,8 @@ _WHO = frozenset(
         "_flask_httpauth_user",
     }
 )
+_ALL = "all headers"
+_NO_HEADERS = frozenset({"g.user", "session"})
 _SLOT = "_noc_realtime_witness"
 _watched: dict[type, type] = {}
 
@@ -77,7 +79,10 @@ class Witness:
     @property
     def uncovered(self) -> list[str]:
         """What the view read that is outside the key."""
-        return sorted(self.seen - set(self._covered))
+        seen = self.seen
+        if _ALL in seen:
+            seen = (seen & _NO_HEADERS) | {_ALL}
+        return sorted(seen - set(self._covered))
 
     def __enter__(self) -> Witness:
         real = request._get_current_object()  # type: ignore[attr-defined]
@@ -94,7 +99,8 @@ class Witness:
         self._globals = g._get_current_object()
         self._globals_class = type(self._globals)
         self._globals.__dict__[_SLOT] = self.seen
-        self._globals.__class__ = _watching(self._globals_class)
+        # Its own __setattr__ would take the class for one of the app's variables.
+        object.__setattr__(self._globals, "__class__", _watching(self._globals_class))
         self._later = len(request_ctx._after_request_functions)
         return self
 
@@ -104,7 +110,7 @@ class Witness:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._globals.__class__ = self._globals_class
+        object.__setattr__(self._globals, "__class__", self._globals_class)
         self._globals.__dict__.pop(_SLOT, None)
         if self._session is not None:
             accessed, modified = self._flags
@@ -153,7 +159,7 @@ class _WatchedHeaders(EnvironHeaders):
         return super().__contains__(key)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        self._seen.add("all headers")
+        self._seen.add(_ALL)
         return super().__iter__()
 
     def _note(self, key: str) -> None:
