@@ -7,11 +7,12 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import NamedTuple
 
 from .broker import Broker, Claim, Leased, Terms
+from .combine import Combine
 from .errors import BrokerUnavailable, LimitError
 
 _PAGE = 500
@@ -35,24 +36,11 @@ class LeaseOptions(NamedTuple):
     seconds: float = 10.0
 
 
-class _Waiting:
-    """A claim on its way to the broker."""
-
-    __slots__ = ("claim", "leads", "refused", "turn")
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self.leads = False
-        self.refused = False
-        self.turn = threading.Event()
-
-
 class Leases:
     """Holds the leases of one process's streams.
 
-    What many requests ask at once goes to the broker in one call: whoever comes first asks for
-    all that wait by then, and the next in line for those that came meanwhile. While the
-    broker is away the limit holds in this process, and its leases are claimed when it is back.
+    What many requests ask at once goes to the broker in one call. While the broker is away the
+    limit holds in this process alone, and its leases are claimed anew when it is back.
 
     :param evict: called with a lease that is void; it ends the stream, wherever it is.
     """
@@ -66,16 +54,17 @@ class Leases:
         self._worker = secrets.token_hex(6)
         self._terms = Terms(self._worker, options.seconds, options.per_user, options.evict)
         self._numbers = count(1)
+        # None sends only what was released.
+        self._ask: Combine[Claim | None, bool] = Combine(self._answer, _PAGE)
         self._lock = threading.RLock()
         self._users: dict[str, str | None] = {}
         self._held: dict[str, dict[str, None]] = {}
-        self._waiting: list[_Waiting] = []
         self._released: list[Claim] = []
-        self._asking = False
+        self._abandoned: list[str] = []
         self._renewing = False
+        self._known = False
         self._away_until = 0.0
         self._claimed_at = -math.inf
-        self._known = False
         self._closing = threading.Event()
 
     def acquire(self, user_id: str | None) -> str:
@@ -85,6 +74,7 @@ class Leases:
         """
         lease = f"{self._worker}:{next(self._numbers)}"
         options = self._options
+        self._collect()
         with self._lock:
             if options.per_worker and len(self._users) >= options.per_worker:
                 raise LimitError(
@@ -96,7 +86,7 @@ class Leases:
         if user_id is None or not options.per_user:
             return lease
         try:
-            granted = self._granted(Claim(user_id, lease))
+            granted = self._ask(Claim(user_id, lease))
         except BaseException:
             self.release([lease])
             raise
@@ -118,7 +108,12 @@ class Leases:
                     continue
                 self._forget(user_id, lease)
                 self._released.append(Claim(user_id, lease))
-        self._send_released()
+        while self._released and self._ask(None):
+            pass
+
+    def abandon(self, lease: str) -> None:
+        """Give a lease back later; from anywhere, a garbage collection included."""
+        self._abandoned.append(lease)
 
     def close(self) -> None:
         """Void every lease of this process."""
@@ -129,52 +124,20 @@ class Leases:
             except BrokerUnavailable:
                 pass  # They lapse by themselves.
 
-    def _granted(self, claim: Claim) -> bool:
-        waiting = _Waiting(claim)
+    def _answer(self, questions: Sequence[Claim | None]) -> list[bool]:
+        """Ask the broker once; tell which claims are granted, and whether it answered at all."""
+        claims = [claim for claim in questions if claim is not None]
         with self._lock:
-            self._waiting.append(waiting)
-            waiting.leads = self._take_lead()
-        if not waiting.leads:
-            try:
-                waiting.turn.wait()
-            except BaseException:
-                self._desert(waiting)
-                raise
-        if waiting.leads:
-            self._ask()
-        return not waiting.refused
-
-    def _desert(self, waiting: _Waiting) -> None:
-        """Leave the line; a request cut short would otherwise hold up all behind it."""
-        with self._lock:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            if waiting.leads:
-                self._pass_on()
-
-    def _take_lead(self) -> bool:
-        """Become the one who asks the broker, unless somebody is."""
-        leads, self._asking = not self._asking, True
-        return leads
-
-    def _ask(self) -> Leased | None:
-        """Ask the broker for all that wait, then make the next in line ask."""
-        with self._lock:
-            waiting, self._waiting = self._waiting[:_PAGE], self._waiting[_PAGE:]
             released, self._released = self._released[:_PAGE], self._released[_PAGE:]
-        leased = None
-        try:
-            leased = self._lease([each.claim for each in waiting], released)
-        finally:
-            with self._lock:
-                if leased is None:
-                    self._released = released + self._released
-                self._settle(waiting, leased)
-                self._pass_on()
+        leased = self._lease(claims, released)
+        with self._lock:
+            if leased is None:
+                self._released = released + self._released
+            answers = [self._settle(claim, leased) for claim in questions]
+            self._keep_renewing()
         if leased is not None:
-            for lease in leased.evicted:
-                self._evict(lease)
-        return leased
+            self._evict_all(leased.evicted)
+        return answers
 
     def _lease(self, claims: list[Claim], released: list[Claim]) -> Leased | None:
         """Return what became of the claims, or None while the broker is away."""
@@ -195,35 +158,18 @@ class Leases:
         self._away_until = 0.0
         return leased
 
-    def _send_released(self) -> None:
-        asked = True
-        while asked:
-            with self._lock:
-                leads = bool(self._released) and self._take_lead()
-            asked = leads and self._ask() is not None
-
-    def _settle(self, waiting: list[_Waiting], leased: Leased | None) -> None:
-        for each in waiting:
-            user_id, lease = each.claim
-            held = self._held.setdefault(user_id, {})
-            if leased is None:
-                each.refused = len(held) >= self._options.per_user
-            else:
-                each.refused = lease in leased.refused
-            if not each.refused:
-                held[lease] = None
-            elif not held:
-                del self._held[user_id]
-            each.turn.set()
-        if self._held and self._broker.shared and not self._renewing:
-            self._renewing = True
-            threading.Thread(target=self._renew, name="noc-realtime-leases", daemon=True).start()
-
-    def _pass_on(self) -> None:
-        self._asking = False
-        if self._waiting:
-            self._asking = self._waiting[0].leads = True
-            self._waiting[0].turn.set()
+    def _settle(self, claim: Claim | None, leased: Leased | None) -> bool:
+        if claim is None:
+            return leased is not None
+        user_id, lease = claim
+        held = self._held.get(user_id, {})
+        if leased is None:
+            granted = len(held) < self._options.per_user
+        else:
+            granted = lease not in leased.refused
+        if granted:
+            self._held.setdefault(user_id, held)[lease] = None
+        return granted
 
     def _forget(self, user_id: str, lease: str) -> None:
         held = self._held.get(user_id, {})
@@ -231,7 +177,24 @@ class Leases:
         if not held:
             self._held.pop(user_id, None)
 
+    def _evict_all(self, leases: Iterable[str]) -> None:
+        for lease in leases:
+            try:
+                self._evict(lease)
+            except BrokerUnavailable as error:
+                _logger.error("A stream that was evicted goes on: %s.", error)
+
+    def _collect(self) -> None:
+        abandoned, self._abandoned = self._abandoned, []
+        if abandoned:
+            self.release(abandoned)
+
     # Renewal.
+
+    def _keep_renewing(self) -> None:
+        if self._held and self._broker.shared and not self._renewing:
+            self._renewing = True
+            threading.Thread(target=self._renew, name="noc-realtime-leases", daemon=True).start()
 
     def _renew(self) -> None:
         while not self._closing.wait(self._options.seconds / 3):
@@ -245,11 +208,9 @@ class Leases:
                 _logger.exception("Renewing leases stumbled; it goes on.")
 
     def _renew_once(self) -> None:
-        with self._lock:
-            leads = self._take_lead()
-        if leads:
-            self._ask()
-        if not self._away_until and time.monotonic() - self._claimed_at > _CLAIM_ANEW:
+        self._collect()
+        answered = self._ask(None)
+        if answered and time.monotonic() - self._claimed_at > _CLAIM_ANEW:
             self._claim_all()
 
     def _claim_all(self) -> None:
@@ -261,8 +222,7 @@ class Leases:
         try:
             for first in range(0, len(claims), _PAGE):
                 page = claims[first : first + _PAGE]
-                for lease in self._broker.lease(terms, page).refused:
-                    self._evict(lease)
+                self._evict_all(self._broker.lease(terms, page).refused)
         except BrokerUnavailable:
             return
         self._claimed_at = begun

@@ -57,7 +57,7 @@ class Process:
             lambda lease: self.emitter.give_notice("stream.evict", lease),
         )
         self.take: Combine[str, bytes | None] = Combine(self.broker.take)
-        self.portable = Portable(self.hub, self.leases.release)
+        self.portable = Portable(self.hub, self.leases)
         self._pump: Any | None = None
         self._warned: set[str] = set()
         atexit.register(self.close)

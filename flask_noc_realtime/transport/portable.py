@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ..hub import Hub
+from ..lease import Leases
 from . import StreamRequest, gunicorn_response, gunicorn_worker
 
 _WORKER_CHECK = 1.0
@@ -16,9 +17,9 @@ _WORKER_CHECK = 1.0
 class Portable:
     """Wakes the streams that wait in the server's threads or greenlets."""
 
-    def __init__(self, hub: Hub, release: Callable[[list[str]], None]) -> None:
+    def __init__(self, hub: Hub, leases: Leases) -> None:
         self.hub = hub
-        self.release = release
+        self.leases = leases
         self.streams = 0
         self.waiting = 0
         self._more = threading.Condition()
@@ -109,7 +110,12 @@ class PortableStream(Iterator[bytes]):
             self._portable.leave()
         lease, self._lease = self._lease, None
         if lease is not None:
-            self._portable.release([lease])
+            self._portable.leases.release([lease])
+
+    def __del__(self) -> None:
+        # A response that a hook of the app threw away is never closed.
+        if self._lease is not None:
+            self._portable.leases.abandon(self._lease)
 
     def hand_over(self) -> None:
         """Leave the lease to somebody else, who gives it back."""
