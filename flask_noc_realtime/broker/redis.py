@@ -20,6 +20,7 @@ from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..event import patterns_of, split_record
 from ..eventlog import Entry
 from . import Claim, Leased, Sink, Terms
+from .pages import NAMES, SCRIPTS, Pages
 
 # One entry that carries no event opens every log, so that a position can always be found.
 # A second attempt looks for the first in the log, only as far back as it can be: all of a large
@@ -125,20 +126,9 @@ redis.call('DEL', unpack(KEYS))
 return values
 """
 
-# A generation that Redis lost gets a name it never had: the old one could come back with it.
-_GENERATIONS = """
-local names = redis.call('HMGET', KEYS[1], unpack(ARGV))
-for i, pattern in ipairs(ARGV) do
-  if not names[i] then
-    local time = redis.call('TIME')
-    names[i] = 'from-' .. time[1] .. '-' .. time[2]
-    redis.call('HSET', KEYS[1], pattern, names[i])
-  end
-end
-return names
-"""
+_GENERATIONS = NAMES + "return names_of(KEYS[1], ARGV)"
 
-_SCRIPTS = {"generations": _GENERATIONS, "lease": _LEASE, "take": _TAKE}
+_SCRIPTS = {"generations": _GENERATIONS, "lease": _LEASE, "take": _TAKE, **SCRIPTS}
 
 _PAGE = 500
 _IDLE_CHECK = 15.0
@@ -191,6 +181,7 @@ class RedisBroker:
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
         self._scripts: dict[str, Any] = {}
+        self.pages = Pages(self._run, options.namespace)
         self._where = _without_secret(url)
         self._connect = client_factory(url, options.timeout)
         self._publish: Any | None = None
@@ -339,11 +330,16 @@ class RedisBroker:
             self._reader = self._connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         with self._reader.pubsub() as pubsub:
             self._pubsub = pubsub
-            pubsub.subscribe(self._channel)
+            pubsub.subscribe(self._channel, self.pages.channel)
             while not self._closed.is_set():
                 message = pubsub.get_message(timeout=_IDLE_CHECK)
                 if message is None:
                     self._catch_up()
+                elif message["channel"] == self.pages.channel.encode():
+                    if message["type"] == "message":
+                        self.pages.take(message["data"])
+                    else:
+                        self.pages.wake_all()
                 elif message["type"] == "message":
                     self._take(message["data"])
                 elif message["type"] == "subscribe":
