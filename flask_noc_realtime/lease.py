@@ -7,7 +7,9 @@ import math
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
@@ -60,7 +62,7 @@ class Leases:
         self._users: dict[str, str | None] = {}
         self._held: dict[str, dict[str, None]] = {}
         self._released: list[Claim] = []
-        self._abandoned: list[str] = []
+        self._abandoned: deque[str] = deque()
         self._renewing = False
         self._known = False
         self._away_until = 0.0
@@ -185,9 +187,9 @@ class Leases:
                 _logger.error("A stream that was evicted goes on: %s.", error)
 
     def _collect(self) -> None:
-        abandoned, self._abandoned = self._abandoned, []
-        if abandoned:
-            self.release(abandoned)
+        while self._abandoned:
+            with suppress(IndexError):  # Another thread was faster.
+                self.release([self._abandoned.popleft()])
 
     # Renewal.
 
