@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import itertools
 import logging
@@ -10,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -22,9 +23,10 @@ from .answer import Answer, NotShareable, dropped, now
 from .audience import TypeFilter
 from .blueprint import EXTENSION
 from .errors import ConfigError, IdentityError, ParameterError
-from .flight import Flights, Flown, How, Landed
+from .flight import Flights, How, Kept, Landed
 from .generation import Unknown
 from .key import digest
+from .shelf import Codec
 from .witness import Witness
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
+
+
+_APART = object()
+"""Stands for the response of a view that each caller is to run alone."""
 
 
 class _Raised:
@@ -174,8 +180,8 @@ class _Shared:
 
     def __init__(self, function: Callable[..., Any], policy: Policy) -> None:
         self.wrapper: Callable[..., Any] | None = None
-        self._function = function
-        self._policy = policy
+        self.function = function
+        self.policy = policy
         self._name = getattr(function, "__qualname__", repr(function))
         self._number = next(_numbers)
         self._covered = policy.covered
@@ -185,11 +191,12 @@ class _Shared:
         self._own: tuple[int, Flights[Any]] | None = None
         self._lock = threading.Lock()
         self._unsound = False
-        self._warned = False
+        self._warned: set[str] = set()
+        self._codecs: weakref.WeakKeyDictionary[Any, Codec[Answer]] = weakref.WeakKeyDictionary()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._unsound:
-            return self._function(*args, **kwargs)
+            return self.function(*args, **kwargs)
         if has_request_context() and self._is_view():
             return self._view(args, kwargs)
         return self._call(args, kwargs)
@@ -197,8 +204,8 @@ class _Shared:
     # A view, or a function that a view calls?
 
     def _is_view(self) -> bool:
-        if self._policy.view is not None:
-            return self._policy.view
+        if self.policy.view is not None:
+            return self.policy.view
         view = current_app.view_functions.get(request.endpoint or "")
         if view is None:
             return False
@@ -229,43 +236,30 @@ class _Shared:
 
     def _view(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if request.method not in ("GET", "HEAD"):
-            return self._function(*args, **kwargs)
+            return self.function(*args, **kwargs)
         state = _state(self._name)
         process = state.process()
         self._check_types(state)
         scope = self._scope(state)
         if scope is _NOBODY:
-            return self._function(*args, **kwargs)
-        policy = self._policy
+            return self.function(*args, **kwargs)
         key = self._view_key(scope)
         flights = process.flights
-        flown = self._kept(flights, key, process)
-        if flown is None:
-            flown = flights.fly(
-                key,
-                lambda: process.generations.read(policy.invalidate_on),
-                lambda generations: self._work(state, process, generations, args, kwargs),
-                lambda: self._function(*args, **kwargs),
-            )
-        value = flown.value
-        if isinstance(value, _Raised):
-            raise value.error
-        if not isinstance(value, Answer):
-            return value
-        g._noc_realtime_position = value.position
-        if flown.how is How.KEPT:
-            left = max(0, int(flown.until - flights.clock()))
-            return value.respond(request, f"hit; ttl={left}", now() - value.at)
-        if flown.how is How.JOINED:
-            return value.respond(request, "fwd=uri-miss; collapsed")
-        return value.respond(request, "fwd=uri-miss; stored" if flown.until else "fwd=uri-miss")
+        kept = self._kept(flights, key)
+        if kept is None:
+            call = _ViewCall(self, state, process, key, args, kwargs)
+            return call.answer()
+        return self._show(kept.value, _hit(kept.until - flights.clock()), now() - kept.value.at)
 
-    def _kept(self, flights: Flights[Any], key: bytes, process: Process) -> Flown[Any] | None:
-        """Look into the store by the shortest way."""
-        if self._policy.invalidate_on:
+    def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
+        g._noc_realtime_position = answer.position
+        return answer.respond(request, status, age)
+
+    def _kept(self, flights: Flights[Any], key: bytes) -> Kept[Any] | None:
+        """Look into the store by the shortest way, where no event can have ended what is there."""
+        if self.policy.invalidate_on:
             return None
-        kept = flights.results.get(key, (), flights.clock())
-        return None if kept is None else Flown(kept.value, How.KEPT, kept.since, kept.until)
+        return flights.results.get(key, (), flights.clock())
 
     def _view_key(self, scope: Any) -> bytes:
         environ = request.environ
@@ -285,7 +279,7 @@ class _Shared:
             )
         )
 
-    def _work(
+    def execute(
         self,
         state: State,
         process: Process,
@@ -293,7 +287,8 @@ class _Shared:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Landed[Any]:
-        policy = self._policy
+        """Run the view, and take from its response what everybody gets."""
+        policy = self.policy
         at = now()
         position = g.get("_noc_realtime_position") or process.position()
         witness = Witness(self._covered)
@@ -327,7 +322,7 @@ class _Shared:
 
     def _respond(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Response:
         try:
-            return current_app.make_response(self._function(*args, **kwargs))
+            return current_app.make_response(self.function(*args, **kwargs))
         except HTTPException as error:
             # One response object cannot be sent to several.
             if error.response is None:
@@ -343,7 +338,7 @@ class _Shared:
         if not uncovered:
             return True
         message = (
-            f"{self._name} is shared with scope={self._policy.scope!r} and read "
+            f"{self._name} is shared with scope={self.policy.scope!r} and read "
             f"{', '.join(uncovered)}, which other requests with the same key need not have. "
             "Use scope='user', or name headers in vary=[...]; if the result does not depend on "
             f"it, say so with reads={uncovered!r}."
@@ -357,26 +352,51 @@ class _Shared:
         return False
 
     def _warn_of_dropped(self, response: Response) -> None:
-        names = dropped(response, self._policy.headers)
-        if names and not self._warned:
-            self._warned = True
-            _logger.warning(
-                "%s is shared without its headers %s; name those that all should get in "
-                "headers=[...] of @coalesce.",
-                self._name,
-                ", ".join(sorted(names)),
+        names = dropped(response, self.policy.headers)
+        if names:
+            self._warn(
+                f"{self._name} is shared without its headers {', '.join(sorted(names))}; name "
+                "those that all should get in headers=[...] of @coalesce."
             )
+
+    def _warn(self, message: str) -> None:
+        with self._lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+        _logger.warning(message)
+
+    def codec(self) -> Codec[Answer] | None:
+        """Return how answers are sealed for other workers, or None without a secret to do it."""
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        codec = self._codecs.get(app)
+        if codec is not None:
+            return codec
+        secret = app.secret_key
+        if not secret:
+            self._warn(
+                f"{self._name} is shared within each worker only: set SECRET_KEY, "
+                "with which workers tell each other's results from what others put into Redis."
+            )
+            return None
+        secret = secret.encode() if isinstance(secret, str) else secret
+        own = hashlib.blake2b(secret, digest_size=32, person=b"noc-answer").digest()
+        codec = self._codecs[app] = Codec(
+            lambda answer, key: answer.seal(own, key),
+            lambda data, key: Answer.unseal(data, own, key),
+        )
+        return codec
 
     # Functions.
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        policy = self._policy
+        policy = self.policy
         state: State | None = None
         if has_app_context():
             state = current_app.extensions.get(EXTENSION)
         scope = self._scope(state)
         if scope is _NOBODY:
-            return self._function(*args, **kwargs)
+            return self.function(*args, **kwargs)
         key = self._call_key(args, kwargs, scope)
         if not policy.invalidate_on:
             flights = self._own_flights() if state is None else state.process().flights
@@ -396,7 +416,7 @@ class _Shared:
         ttl = self._ttl(_DEFAULT_TTL if state is None else state.config.coalesce_ttl)
 
         def work(generations: Hashable) -> Landed[Any]:
-            value = self._function(*args, **kwargs)
+            value = self.function(*args, **kwargs)
             if isinstance(value, (Iterator, Awaitable, Response)):
                 # It can be used up once only.
                 return Landed(value, shared=False)
@@ -405,10 +425,10 @@ class _Shared:
         return flights.fly(key, capture, work).value
 
     def _call_key(self, args: tuple[Any, ...], kwargs: dict[str, Any], scope: Any) -> bytes:
-        if self._policy.key is not None:
-            return digest((self._number, self._policy.key(*args, **kwargs), scope))
+        if self.policy.key is not None:
+            return digest((self._number, self.policy.key(*args, **kwargs), scope))
         if kwargs:
-            bound = inspect.signature(self._function).bind(*args, **kwargs)
+            bound = inspect.signature(self.function).bind(*args, **kwargs)
             args, kwargs = bound.args, bound.kwargs
         return digest((self._number, args, kwargs, scope))
 
@@ -425,11 +445,11 @@ class _Shared:
     # Both.
 
     def _ttl(self, default: float) -> float:
-        return default if self._policy.ttl is None else self._policy.ttl
+        return default if self.policy.ttl is None else self.policy.ttl
 
     def _scope(self, state: State | None) -> Any:
         """Return what those who share have in common, or _NOBODY."""
-        scope = self._policy.scope
+        scope = self.policy.scope
         if scope == "public":
             return None
         if not isinstance(scope, str):
@@ -456,16 +476,104 @@ class _Shared:
 
     def _check_types(self, state: State) -> None:
         """Refuse patterns no event can match: a slip there would never be noticed."""
-        if not self._policy.invalidate_on or not state.catalogue.strict or state in self._checked:
+        if not self.policy.invalidate_on or not state.catalogue.strict or state in self._checked:
             return
         types = state.catalogue.types()
-        for pattern in self._policy.invalidate_on:
+        for pattern in self.policy.invalidate_on:
             if not any(map(TypeFilter.parse(pattern).matches, types)):
                 raise ConfigError(
                     f"invalidate_on of {self._name} has {pattern!r}, which no known event "
                     f"matches. Known types: {', '.join(types)}."
                 )
         self._checked.add(state)
+
+
+class _ViewCall:
+    """One request that was not answered from the memory of its process."""
+
+    def __init__(
+        self,
+        shared: _Shared,
+        state: State,
+        process: Process,
+        key: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._shared = shared
+        self._state = state
+        self._process = process
+        self._key = key
+        self._args = args
+        self._kwargs = kwargs
+        self._patterns = shared.policy.invalidate_on
+        self._codec = shared.codec() if process.shelf is not None else None
+        self._shelf = process.shelf if self._codec is not None else None
+        self._seen: Hashable = None
+        self._how = How.LED
+        self._stored = False
+
+    def answer(self) -> Any:
+        """Return the response, as the work of this caller or of another."""
+        if self._shelf is not None and self._patterns:
+            look = self._shelf.look(self._key, self._patterns)
+            self._seen = Unknown() if look is None else look.names
+            if look is not None and look.state == "alone":
+                return self._alone()
+            if look is not None and look.value is not None and self._codec is not None:
+                answer = self._codec.unseal(look.value, self._key)
+                if answer is not None:
+                    return self._show(answer, _hit(look.seconds), now() - answer.at)
+        flights = self._process.flights
+        flown = flights.fly(self._key, self._capture, self._work, self._alone)
+        value = flown.value
+        if isinstance(value, _Raised):
+            raise value.error
+        if value is _APART:
+            return self._alone()
+        if not isinstance(value, Answer):
+            return value
+        if flown.how is How.KEPT:
+            return self._show(value, _hit(flown.until - flights.clock()), now() - value.at)
+        if flown.how is How.JOINED:
+            return self._show(value, "fwd=uri-miss; collapsed")
+        if self._how is How.KEPT:
+            return self._show(value, "hit", now() - value.at)
+        return self._show(value, "fwd=uri-miss; stored" if self._stored else "fwd=uri-miss")
+
+    def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
+        return self._shared._show(answer, status, age)
+
+    def _alone(self) -> Any:
+        return self._shared.function(*self._args, **self._kwargs)
+
+    def _capture(self) -> Hashable:
+        # What the first look saw is still before anything this caller reads.
+        seen, self._seen = self._seen, None
+        return self._process.generations.read(self._patterns) if seen is None else seen
+
+    def _work(self, generations: Hashable) -> Landed[Any]:
+        if self._shelf is None or self._codec is None or isinstance(generations, Unknown):
+            landed = self._execute(generations)
+        else:
+            self._how, found = self._shelf.obtain(
+                self._key, self._patterns, self._codec, self._execute
+            )
+            landed = Landed(_APART, shared=False) if found is None else found
+        self._stored = landed.ttl > 0
+        if self._shelf is not None and self._patterns:
+            # Everybody asks Redis first: it would never be looked for here.
+            return replace(landed, ttl=0.0)
+        return landed
+
+    def _execute(self, generations: Hashable) -> Landed[Any]:
+        return self._shared.execute(
+            self._state, self._process, generations, self._args, self._kwargs
+        )
+
+
+def _hit(left: float) -> str:
+    return f"hit; ttl={max(0, int(left))}"
 
 
 def _state(name: str) -> State:

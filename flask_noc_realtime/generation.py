@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from .broker import Broker
 from .emit import Emitter
 from .errors import BrokerUnavailable
+
+T = TypeVar("T")
 
 _PAUSE = 1.0
 
@@ -38,21 +42,31 @@ class Generations:
         self._closed_until = 0.0
         self._complained = False
 
+    @property
+    def readable(self) -> bool:
+        """Whether it is worth asking the broker."""
+        return not self._emitter.queued and self._clock() >= self._closed_until
+
     def read(self, patterns: Sequence[str]) -> Hashable:
         """Return what names the newest event of each pattern, or an `Unknown`."""
         if not patterns:
             return ()
-        if self._emitter.queued or self._clock() < self._closed_until:
-            return Unknown()
+        names = None
+        if self.readable:
+            names = self.attempt(functools.partial(self._broker.generations, patterns))
+        return Unknown() if names is None else names
+
+    def attempt(self, call: Callable[[], T]) -> T | None:
+        """Return what *call* returns, or None when the broker is away."""
         try:
-            names = self._broker.generations(patterns)
+            result = call()
         except BrokerUnavailable as error:
             self._closed_until = self._clock() + _PAUSE
             if not self._complained:
                 self._complained = True
                 _logger.error("%s. Results that events invalidate are not kept meanwhile.", error)
-            return Unknown()
+            return None
         if self._complained:
             self._complained = False
             _logger.warning("The broker answers again; results are kept again.")
-        return names
+        return result

@@ -18,6 +18,7 @@ from .flight import Flights
 from .generation import Generations
 from .hub import Hub
 from .lease import Leases
+from .shelf import Shelf
 from .transport import StreamRequest
 from .transport.portable import Portable, PortableStream
 
@@ -49,6 +50,8 @@ class Process:
         )
         self.flights: Flights[Any] = Flights()
         self.generations = Generations(self.broker, self.emitter)
+        pages = getattr(self.broker, "pages", None)
+        self.shelf = None if pages is None else Shelf(pages, self.generations)
         self._config = config
         self._lock = threading.Lock()
         self.leases = Leases(
@@ -104,6 +107,8 @@ class Process:
         if served:
             # At exit under gevent nothing else lets the streams' greenlets run once more.
             self.portable.drain(_GOODBYE)
+        if self.shelf is not None:
+            self.shelf.close()
         self.emitter.close()
 
     def _detached_pump(self) -> Any:
