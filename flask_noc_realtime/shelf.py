@@ -118,6 +118,11 @@ class Shelf:
         self._keeper = Keeper(pages, lease)
         self._looks: Flights[Look | None] = Flights()
 
+    @property
+    def looking(self) -> int:
+        """How many callers wait for another's round trip."""
+        return self._looks.waiting
+
     def look(self, key: bytes, patterns: Sequence[str]) -> Look | None:
         """Look for a result, in one round trip for all who ask at once; None when Redis is away.
 
