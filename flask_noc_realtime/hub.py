@@ -22,6 +22,7 @@ SPREAD = 0.8
 """The least share of an interval that streams are spread over."""
 
 _ARRIVAL_STEP = 0.05
+_SOON = 0.1
 _ARRIVAL_WAIT = 0.5
 
 
@@ -230,8 +231,8 @@ class Hub:
         return longest * random.uniform(SPREAD, 1.0) if longest else None
 
     def goodbye(self, reason: str) -> bytes:
-        """Return the last frame of a stream."""
-        retry = round(self.retry() * 1000)
+        """Return the last frame of a stream; one that is to look up its rights returns soon."""
+        retry = round(self.retry() * (_SOON if reason == "refresh" else 1.0) * 1000)
         return control("stream.close", {"reason": reason, "retry": retry}, retry=retry)
 
     def _find(self, position: str | None) -> int | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from flask import Flask, Request, current_app, jsonify, request
+from flask import Flask, Request, Response, current_app, jsonify, request
 
 from flask_noc_realtime import Identity, NocRealtime
 
@@ -19,7 +20,14 @@ def identity(request: Request) -> Identity | None:
     if user is None:
         return None
     permissions = request.headers.get("X-Permissions", "")
-    return Identity(user_id=user, permissions=frozenset(permissions.split(",")) - {""})
+    seconds = request.headers.get("X-Expires-In")
+    return Identity(
+        user_id=user,
+        permissions=frozenset(permissions.split(",")) - {""},
+        expires_at=None
+        if seconds is None
+        else datetime.now(timezone.utc) + timedelta(seconds=float(seconds)),
+    )
 
 
 def create_app() -> Flask:
@@ -34,10 +42,19 @@ def create_app() -> Flask:
         }
     )
     realtime.init_app(app)
+    app.after_request(name_worker)
     app.add_url_rule("/emit", view_func=emit, methods=["POST"])
     app.add_url_rule("/burst", view_func=burst, methods=["POST"])
+    app.add_url_rule("/disconnect", view_func=disconnect, methods=["POST"])
+    app.add_url_rule("/refresh", view_func=refresh, methods=["POST"])
     app.add_url_rule("/state", view_func=state)
     return app
+
+
+def name_worker(response: Response) -> Response:
+    """Say in a header which worker answers."""
+    response.headers["X-Worker"] = str(os.getpid())
+    return response
 
 
 def emit() -> Any:
@@ -54,6 +71,20 @@ def burst() -> Any:
         for number in range(wanted["first"], wanted["first"] + wanted["count"])
     ]
     return jsonify(positions=positions)
+
+
+def disconnect() -> Any:
+    """End a user's streams, and emit what they must not see; return the positions."""
+    wanted = request.get_json()
+    positions = [realtime.disconnect(wanted["user_id"])]
+    return jsonify(positions=positions + [realtime.emit(**event) for event in wanted["then"]])
+
+
+def refresh() -> Any:
+    """Have a user's streams look up their rights, and emit what the old ones must not see."""
+    wanted = request.get_json()
+    positions = [realtime.refresh(wanted["user_id"])]
+    return jsonify(positions=positions + [realtime.emit(**event) for event in wanted["then"]])
 
 
 def state() -> Any:
