@@ -1,0 +1,336 @@
+"""What a hostile client tries on the routes under the prefix."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask, Request, session
+
+from flask_noc_realtime import Identity, NocRealtime
+from flask_noc_realtime.audience import TypeFilter
+
+PREFIX = "/api/v1/events"
+STREAM = f"{PREFIX}/stream"
+CONNECT = f"{PREFIX}/connect"
+POLL = f"{PREFIX}/poll"
+HOME = "http://localhost"
+FRIEND = "https://wallboard.example"
+
+
+class Site:
+    """An app with a session login, and a client of it."""
+
+    def __init__(self, **config: Any) -> None:
+        self.app = Flask(__name__)
+        self.app.config.update({"SECRET_KEY": "of the tests", **config})
+        self.realtime = NocRealtime(self.app)
+        self.realtime.identity_loader(self.load)
+        self.client = self.app.test_client()
+
+    def load(self, request: Request) -> Identity | None:
+        """Return whom the session or, for a second user, a header names."""
+        user = request.headers.get("X-User") or session.get("user")
+        return None if user is None else Identity(user)
+
+    def log_in(self, user: str = "7") -> None:
+        """Give the client the session of *user*."""
+        with self.client.session_transaction() as stored:
+            stored["user"] = user
+
+    def ticket(self, **headers: str) -> str:
+        """Return the URL of a new ticket."""
+        answer = self.client.post(CONNECT, headers=headers)
+        assert answer.status_code == 200, answer.json
+        url: str = answer.json["url"]
+        return url
+
+    @property
+    def streams(self) -> int:
+        """How many places are taken."""
+        return len(self.app.extensions["noc_realtime"].process().leases._users)
+
+    @property
+    def tickets(self) -> int:
+        """How many tickets are kept."""
+        return len(self.app.extensions["noc_realtime"].process().broker._kept)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """Return an app that pages of one other origin may use; the client is logged in."""
+    site = Site(NOC_REALTIME_CORS_ORIGINS=[FRIEND])
+    site.log_in()
+    with site.app.app_context():
+        yield site
+
+
+def is_problem(answer: Any, status: int) -> None:
+    """Check that *answer* is an RFC 9457 problem that nothing keeps."""
+    assert answer.status_code == status, answer.text
+    assert answer.content_type == "application/problem+json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    body = json.loads(answer.text)
+    assert set(body) == {"type", "title", "status", "detail"}
+    assert body["status"] == status
+    assert body["detail"]
+
+
+def test_a_ticket_is_used_up(site: Site) -> None:
+    """Whoever reads it in a log later has nothing."""
+    url = site.ticket()
+    with site.client.get(url) as answer:
+        assert answer.status_code == 200
+        assert next(answer.response).startswith(b"retry:")
+    is_problem(site.client.get(url), 401)
+
+
+def test_a_ticket_of_another_user_is_refused(site: Site) -> None:
+    """A page that was given somebody's ticket shows who it is by its cookie."""
+    url = site.ticket(**{"X-User": "8"})
+    is_problem(site.client.get(url), 403)
+    is_problem(site.client.get(url, headers={"X-User": "8"}), 401)
+    assert site.streams == 0
+
+
+@pytest.mark.parametrize("ticket", ["x", "%00", "%2e%2e", "a" * 5000, "\u2603", "{noc}:log"])
+def test_a_guessed_ticket_is_refused(site: Site, ticket: str) -> None:
+    """Of any shape."""
+    is_problem(site.client.get(f"{STREAM}/{ticket}"), 401)
+    assert site.streams == 0
+
+
+def test_a_ticket_is_void_after_its_user_was_disconnected(site: Site) -> None:
+    """Also when no stream was open yet."""
+    url, other = site.ticket(), site.ticket(**{"X-User": "8"})
+    site.realtime.disconnect("7")
+    is_problem(site.client.get(url), 401)
+    with site.client.get(other, headers={"X-User": "8"}) as answer:
+        assert answer.status_code == 200
+    with site.client.get(site.ticket()) as answer:
+        assert answer.status_code == 200
+
+
+def test_nobody_gets_neither_stream_nor_ticket_nor_events() -> None:
+    """Closed by default, and with a problem, not with the app's login page."""
+    site = Site()
+
+    @site.app.errorhandler(401)
+    def login(error: Any) -> Any:
+        return "", 302, {"Location": "/login"}
+
+    for answer in (site.client.get(STREAM), site.client.get(POLL), site.client.post(CONNECT)):
+        is_problem(answer, 401)
+    assert (site.streams, site.tickets) == (0, 0)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["/stream", "/stream/x", "/connect", "/poll", "/no", "/no/where"])
+def test_no_route_ever_redirects(site: Site, method: str, path: str) -> None:
+    """EventSource follows to a login page and takes it for the end of the stream."""
+    with site.client.open(PREFIX + path, method=method) as answer:
+        assert answer.status_code in (200, 401, 404, 405)
+        if answer.status_code >= 400 and method != "HEAD":
+            is_problem(answer, answer.status_code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/stream", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/poll", "GET, HEAD, OPTIONS"),
+        ("GET", "/connect", "POST, OPTIONS"),
+    ],
+)
+def test_another_method_is_405(site: Site, method: str, path: str, allow: str) -> None:
+    """And says which one is meant (RFC 9110, section 15.5.6)."""
+    answer = site.client.open(PREFIX + path, method=method)
+    is_problem(answer, 405)
+    assert answer.headers["Allow"] == allow
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        (None, 200),
+        ("", 200),
+        ("*/*", 200),
+        ("text/event-stream", 200),
+        ("text/*;q=0.5, application/json", 200),
+        ("text/html", 406),
+        ("application/json", 406),
+        ("text/event-stream;q=0, text/html", 406),
+    ],
+)
+def test_a_client_that_takes_no_stream_gets_none(
+    site: Site, accept: str | None, status: int
+) -> None:
+    """A link that was followed by mistake would load for ever."""
+    headers = {} if accept is None else {"Accept": accept}
+    with site.client.get(STREAM, headers=headers) as answer:
+        assert answer.status_code == status
+        if status == 406:
+            is_problem(answer, 406)
+    assert site.streams == 0
+
+
+BREAKS = ["a%0d%0aX-Evil: 1", "a%0aX-Evil: 1", "a%0dX-Evil: 1", "a%00b", "%e2%80%a8X-Evil", "a:b"]
+
+
+@pytest.mark.parametrize("value", BREAKS)
+@pytest.mark.parametrize("name", ["types", "last_event_id", "after", "wait", "token", "other"])
+def test_no_parameter_reaches_a_header_or_a_frame(site: Site, name: str, value: str) -> None:
+    """Not as a header of the response, and not as a field of an event."""
+    for path in (STREAM, POLL):
+        with site.client.get(f"{path}?{name}={value}") as answer:
+            assert answer.status_code in (200, 400)
+            assert not any("vil" in part for item in answer.headers for part in item)
+            if path == STREAM and answer.status_code == 200:
+                assert b"Evil" not in next(answer.response)
+    assert site.streams == 0
+
+
+@pytest.mark.parametrize("path", [STREAM, POLL])
+def test_a_megabyte_of_query_is_refused_before_it_is_read(site: Site, path: str) -> None:
+    """Whichever parameter holds it."""
+    for name in ("types", "last_event_id", "x"):
+        is_problem(site.client.get(f"{path}?{name}=" + "a" * 2**20), 400)
+    is_problem(site.client.get(f"{path}?" + "a&" * 2**19), 400)
+
+
+def test_a_large_body_is_refused(site: Site) -> None:
+    """None of the routes reads one."""
+    is_problem(site.client.post(CONNECT, data=b"x" * 2**20), 413)
+    assert site.tickets == 0
+
+
+@pytest.mark.parametrize("wait", ["nan", "inf", "-1", "1e400", "x", "", "0x10", "1;2"])
+def test_a_wait_that_is_no_number_of_seconds_is_refused(site: Site, wait: str) -> None:
+    """Nothing waits for it."""
+    is_problem(site.client.get(f"{POLL}?wait={wait}"), 400)
+
+
+def test_distinct_filters_are_not_kept() -> None:
+    """A million of them would be: a hundred bytes for each are found here."""
+    site = Site(NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    for number in range(5):
+        site.realtime.emit("incident.created", number)
+    position = "0"
+
+    def ask(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            TypeFilter.parse(f"incident.*,x{number}.y{number}")
+            query = f"?types=a.x{number}&after={position}"
+            assert site.client.get(POLL + query).status_code == 200
+            with site.client.get(f"{STREAM}?types=incident.x{number}") as answer:
+                next(answer.response)
+
+    with site.app.app_context():
+        ask(0, 500)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            ask(500, 200)
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            ask(700, 1000)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < 100 * 1000
+
+
+# Other origins.
+
+
+def shared(answer: Any) -> dict[str, str]:
+    """Return the CORS headers of a response."""
+    return {name: value for name, value in answer.headers if name.startswith("Access-Control")}
+
+
+FOREIGN = [
+    "https://evil.example",
+    "https://wallboard.example.evil.example",
+    "https://evil-wallboard.example",
+    "http://wallboard.example",
+    "https://wallboard.example:8443",
+    "null",
+    "",
+    "https://wallboard.example/path",
+]
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+def test_a_page_of_another_origin_gets_nothing(site: Site, origin: str) -> None:
+    """Its user's cookies come with the request; it may neither read nor take up a place."""
+    headers = {"Origin": origin}
+    for answer in (
+        site.client.get(STREAM, headers=headers),
+        site.client.get(POLL, headers=headers),
+        site.client.post(CONNECT, headers=headers),
+    ):
+        is_problem(answer, 403)
+        assert shared(answer) == {}
+    assert shared(site.client.options(CONNECT, headers=headers)) == {}
+    assert (site.streams, site.tickets) == (0, 0)
+
+
+@pytest.mark.parametrize("origin", [FRIEND, "https://WALLBOARD.example"])
+def test_a_page_of_a_listed_origin_may_connect(site: Site, origin: str) -> None:
+    """With credentials, and errors are readable to it as well."""
+    headers = {"Origin": origin}
+    with site.client.get(STREAM, headers=headers) as answer:
+        assert answer.status_code == 200
+        assert shared(answer)["Access-Control-Allow-Origin"] == origin
+        assert shared(answer)["Access-Control-Allow-Credentials"] == "true"
+        assert "Origin" in answer.headers["Vary"]
+    refused = site.client.get(f"{POLL}?types=;", headers=headers)
+    is_problem(refused, 400)
+    assert shared(refused)["Access-Control-Allow-Origin"] == origin
+    preflight = site.client.options(
+        CONNECT,
+        headers={
+            **headers,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        },
+    )
+    assert preflight.status_code == 204
+    assert "POST" in shared(preflight)["Access-Control-Allow-Methods"]
+    assert "Authorization" in shared(preflight)["Access-Control-Allow-Headers"]
+
+
+def test_a_page_of_our_own_may_connect(site: Site) -> None:
+    """Its browser names the origin with a POST, and says itself that it is the same."""
+    assert site.client.post(CONNECT, headers={"Origin": HOME}).status_code == 200
+    behind = {"Origin": "https://noc.example", "Sec-Fetch-Site": "same-origin"}
+    assert site.client.post(CONNECT, headers=behind).status_code == 200
+    cross = {"Origin": HOME, "Sec-Fetch-Site": "cross-site"}
+    is_problem(site.client.post(CONNECT, headers=cross), 403)
+
+
+def test_answers_are_kept_apart_by_user(site: Site) -> None:
+    """Two users of one browser, or a cache that ignores `private`."""
+    answer = site.client.get(POLL)
+    assert "private" in answer.headers["Cache-Control"]
+    assert {"Cookie", "Authorization"} <= set(answer.headers["Vary"].split(", "))
+
+
+def test_neither_token_nor_ticket_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """At any level."""
+    caplog.set_level(logging.DEBUG)
+    url = site.ticket()
+    secret = url.rpartition("/")[2]
+    for _ in range(2):
+        with site.client.get(url) as answer:
+            assert answer.status_code == 401 or next(answer.response)
+    site.client.get(f"{POLL}?token=s3cret-token&types=;")
+    site.client.post(CONNECT, headers={"Authorization": "Bearer s3cret-token"})
+    assert secret not in caplog.text
+    assert "s3cret-token" not in caplog.text
