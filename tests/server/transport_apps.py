@@ -44,6 +44,7 @@ def create_app() -> Flask:
     realtime.init_app(app)
     app.after_request(name_worker)
     app.add_url_rule("/emit", view_func=emit, methods=["POST"])
+    app.add_url_rule("/emit-all", view_func=emit_all, methods=["POST"])
     app.add_url_rule("/burst", view_func=burst, methods=["POST"])
     app.add_url_rule("/disconnect", view_func=disconnect, methods=["POST"])
     app.add_url_rule("/refresh", view_func=refresh, methods=["POST"])
@@ -60,6 +61,11 @@ def name_worker(response: Response) -> Response:
 def emit() -> Any:
     """Emit one event and return its position."""
     return jsonify(position=realtime.emit(**request.get_json()))
+
+
+def emit_all() -> Any:
+    """Emit events one after the other and return their positions."""
+    return jsonify(positions=[realtime.emit(**event) for event in request.get_json()])
 
 
 def burst() -> Any:
