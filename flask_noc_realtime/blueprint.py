@@ -9,6 +9,8 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import lru_cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -155,6 +157,26 @@ def poll() -> Response:
     return response
 
 
+def client() -> Response:
+    """Answer with the browser's side, as an ES module."""
+    source, tag = _client_source()
+    response = Response(source, mimetype="text/javascript")
+    response.set_etag(tag)
+    # An address that names its content never has another.
+    named = request.args.get("v") == tag
+    response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if named else "no-cache"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.make_conditional(request)
+    return response
+
+
+@lru_cache(maxsize=1)
+def _client_source() -> tuple[bytes, str]:
+    """Return the module and what names its content."""
+    source = files(__package__).joinpath("static/noc-realtime.js").read_bytes()
+    return source, hashlib.sha256(source).hexdigest()[:16]
+
+
 def nothing(rest: str = "") -> Response:
     """Answer what is no route of ours, so that it is not the app's own page for a 404."""
     return problem(404, "Not Found", "There is no such address here.")
@@ -165,6 +187,7 @@ _ROUTES: tuple[tuple[str, str, View], ...] = (
     ("/stream/<ticket>", "GET", stream_by_ticket),
     ("/connect", "POST", connect),
     ("/poll", "GET", poll),
+    ("/client.js", "GET", client),
     ("/<path:rest>", "", nothing),
 )
 

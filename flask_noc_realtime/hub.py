@@ -172,7 +172,7 @@ class Hub:
             end = self._log.end
             ordinal = end if found is None else found
             position = self._log.position_at(ordinal)
-        preamble = open_frame(position, retry)
+        preamble = open_frame(position, retry, round(self.options.heartbeat * 1000))
         if found is None:
             preamble += reset_frame("unknown-position", position)
         return Opening(preamble, ordinal, end)
@@ -266,9 +266,9 @@ class Hub:
 
 
 @lru_cache(maxsize=256)
-def open_frame(position: str, retry: int) -> bytes:
-    """Encode the event a stream begins with; *retry* is in milliseconds."""
-    data = {"position": position, "retry": retry}
+def open_frame(position: str, retry: int, heartbeat: int) -> bytes:
+    """Encode the event a stream begins with; *retry* and *heartbeat* are in milliseconds."""
+    data = {"position": position, "retry": retry, "heartbeat": heartbeat}
     return control("stream.open", data, id=position, retry=retry)
 
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import require
 from tests.demo import Demo
 
 pytestmark = pytest.mark.browser
-
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 SHOWS_WHAT_THE_DATABASE_SAYS = """async () => {
   const text = (row) => JSON.stringify(Object.entries(row).sort());
@@ -37,23 +25,6 @@ SHOWS_WHAT_THE_DATABASE_SAYS = """async () => {
 DEVICES_WITH_INCIDENTS = (
     "[...document.querySelectorAll('#incidents .device')].map((cell) => cell.textContent).sort()"
 )
-
-
-@pytest.fixture
-def page() -> Iterator[Any]:
-    """Return a page of Debian's Chromium that collects what went wrong in `problems`."""
-    chromium = require("chromium")
-    require("playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page: Any = browser.new_page()
-        page.problems = []
-        page.on("console", lambda message: page.problems.append(message.text))
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        yield page
-        browser.close()
 
 
 def test_events_are_on_screen_within_a_tenth_of_a_second(page: Any, tmp_path: Path) -> None:

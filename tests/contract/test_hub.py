@@ -72,7 +72,7 @@ def test_a_new_stream_starts_at_the_newest_position() -> None:
     position = publish(broker, 0, 3)[-1]
     assert hub.open(None) == (
         f"retry: 0\nid: {position}\nevent: stream.open\n"
-        f'data: {{"position":"{position}","retry":0}}\n\n'.encode(),
+        f'data: {{"position":"{position}","retry":0,"heartbeat":15000}}\n\n'.encode(),
         hub.end,
         hub.end,
     )
