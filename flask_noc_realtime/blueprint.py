@@ -164,7 +164,9 @@ def client() -> Response:
     response.set_etag(tag)
     # An address that names its content never has another.
     named = request.args.get("v") == tag
-    response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if named else "no-cache"
+    response.headers["Cache-Control"] = (
+        "public, max-age=31536000, immutable" if named else "no-cache"
+    )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request)
     return response

@@ -27,7 +27,8 @@ class Combine(Generic[Q, A]):
     The next in line asks for those that came meanwhile. A single caller is not held up, and a
     thousand cost a few calls (flat combining; Hendler et al., SPAA 2010).
 
-    :param ask: answers several questions, in their order; what it raises all of them get.
+    :param ask: answers several questions, in their order; an Exception it raises all of them
+        get. It is asked again what it was asked by a caller that was cut short meanwhile.
     :param limit: questions of one call at most.
     """
 
@@ -74,9 +75,14 @@ class Combine(Generic[Q, A]):
             answers = self._ask_all([each.question for each in asked])
             for each, answer in zip(asked, answers, strict=True):
                 each.answer = answer
-        except BaseException as error:
+        except Exception as error:
             for each in asked:
                 each.error = error
+        except BaseException:
+            # What ends the request that happens to ask must end no other: they are asked anew.
+            with self._lock:
+                self._waiting[:0] = [each for each in asked if each is not leader]
+            asked = [leader]
             raise
         finally:
             with self._lock:

@@ -56,8 +56,8 @@ class Leases:
         self._worker = secrets.token_hex(6)
         self._terms = Terms(self._worker, options.seconds, options.per_user, options.evict)
         self._numbers = count(1)
-        # None sends only what was released.
-        self._ask: Combine[Claim | None, bool] = Combine(self._answer, _PAGE)
+        # False sends only what was released, and True renews as well what the broker forgot.
+        self._ask: Combine[Claim | bool, bool] = Combine(self._answer, _PAGE)
         self._lock = threading.RLock()
         self._users: dict[str, str | None] = {}
         self._held: dict[str, dict[str, None]] = {}
@@ -110,7 +110,7 @@ class Leases:
                     continue
                 self._forget(user_id, lease)
                 self._released.append(Claim(user_id, lease))
-        while self._released and self._ask(None):
+        while self._released and self._ask(False):
             pass
 
     def abandon(self, lease: str) -> None:
@@ -118,27 +118,33 @@ class Leases:
         self._abandoned.append(lease)
 
     def close(self) -> None:
-        """Void every lease of this process."""
+        """Void every lease of this process; those given back later bring none back."""
         self._closing.set()
         if self._known and self._broker.shared:
-            try:
-                self._broker.lease(self._terms._replace(seconds=0.0))
-            except BrokerUnavailable:
-                pass  # They lapse by themselves.
+            self._ask(False)
 
-    def _answer(self, questions: Sequence[Claim | None]) -> list[bool]:
+    def _answer(self, questions: Sequence[Claim | bool]) -> list[bool]:
         """Ask the broker once; tell which claims are granted, and whether it answered at all."""
-        claims = [claim for claim in questions if claim is not None]
+        claims = [each for each in questions if not isinstance(each, bool)]
         with self._lock:
             released, self._released = self._released[:_PAGE], self._released[_PAGE:]
-        leased = self._lease(claims, released)
-        with self._lock:
+        leased = None
+        try:
+            leased = self._lease(claims, released)
+        finally:
             if leased is None:
-                self._released = released + self._released
-            answers = [self._settle(claim, leased) for claim in questions]
+                with self._lock:
+                    self._released = released + self._released
+        with self._lock:
+            answers = [
+                leased is not None if isinstance(each, bool) else self._settle(each, leased)
+                for each in questions
+            ]
             self._keep_renewing()
         if leased is not None:
             self._evict_all(leased.evicted)
+            if True in questions:
+                self._claim_anew()
         return answers
 
     def _lease(self, claims: list[Claim], released: list[Claim]) -> Leased | None:
@@ -146,10 +152,13 @@ class Leases:
         now = time.monotonic()
         if now < self._away_until:
             return None
+        terms = self._terms
+        if self._closing.is_set():
+            terms = terms._replace(seconds=0.0)
         try:
-            leased = self._broker.lease(self._terms, claims, released)
+            leased = self._broker.lease(terms, claims, released)
         except BrokerUnavailable as error:
-            if not self._away_until:
+            if not self._away_until and not self._closing.is_set():
                 _logger.error("Streams are counted by each worker alone: %s.", error)
             self._away_until = now + self._options.seconds / 3
             return None
@@ -160,10 +169,10 @@ class Leases:
         self._away_until = 0.0
         return leased
 
-    def _settle(self, claim: Claim | None, leased: Leased | None) -> bool:
-        if claim is None:
-            return leased is not None
+    def _settle(self, claim: Claim, leased: Leased | None) -> bool:
         user_id, lease = claim
+        if lease not in self._users:
+            return False  # Its request was cut short, and has given it back.
         held = self._held.get(user_id, {})
         if leased is None:
             granted = len(held) < self._options.per_user
@@ -171,6 +180,9 @@ class Leases:
             granted = lease not in leased.refused
         if granted:
             self._held.setdefault(user_id, held)[lease] = None
+        elif leased is None:
+            # The broker may have granted it, and only its answer was lost.
+            self._released.append(claim)
         return granted
 
     def _forget(self, user_id: str, lease: str) -> None:
@@ -187,9 +199,12 @@ class Leases:
                 _logger.error("A stream that was evicted goes on: %s.", error)
 
     def _collect(self) -> None:
-        while self._abandoned:
-            with suppress(IndexError):  # Another thread was faster.
-                self.release([self._abandoned.popleft()])
+        leases = []
+        with suppress(IndexError):  # Another thread may take the last one first.
+            while self._abandoned:
+                leases.append(self._abandoned.popleft())
+        if leases:
+            self.release(leases)
 
     # Renewal.
 
@@ -211,20 +226,25 @@ class Leases:
 
     def _renew_once(self) -> None:
         self._collect()
-        answered = self._ask(None)
-        if answered and time.monotonic() - self._claimed_at > _CLAIM_ANEW:
-            self._claim_all()
+        self._ask(True)
 
-    def _claim_all(self) -> None:
-        """Claim what is held already: Redis may have lost it, or void it when it is old."""
+    def _claim_anew(self) -> None:
+        """Claim what is held already: Redis may have lost it, or void it when it is old.
+
+        Nobody else asks meanwhile: a stream that ends is given back after its claim, not before.
+        """
+        begun = time.monotonic()
+        if self._closing.is_set() or begun - self._claimed_at <= _CLAIM_ANEW:
+            return
         terms = self._terms._replace(evict=False)
         with self._lock:
             claims = [Claim(user, lease) for user, held in self._held.items() for lease in held]
-        begun = time.monotonic()
-        try:
-            for first in range(0, len(claims), _PAGE):
-                page = claims[first : first + _PAGE]
-                self._evict_all(self._broker.lease(terms, page).refused)
-        except BrokerUnavailable:
-            return
+        for first in range(0, len(claims), _PAGE):
+            try:
+                leased = self._broker.lease(terms, claims[first : first + _PAGE])
+            except BrokerUnavailable:
+                return
+            self._evict_all(leased.refused)
+            if not leased.renewed:
+                return  # It lost what was claimed so far.
         self._claimed_at = begun
