@@ -82,8 +82,8 @@ def decode_ticket(value: bytes) -> tuple[Identity, str]:
     try:
         user_id, role, permissions, expires_at, position = json.loads(value)
         until = None if expires_at is None else datetime.fromisoformat(expires_at)
-        return Identity(user_id, role, frozenset(permissions), until), str(position)
-    except (ValueError, TypeError, AttributeError) as error:
+        return Identity(user_id, role, permissions, until), str(position)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise IdentityError("The ticket does not stand for an identity.") from error
 
 

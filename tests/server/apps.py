@@ -10,7 +10,8 @@ from flask import Blueprint, Flask, jsonify, render_template_string, request
 from flask_noc_realtime import NocRealtime
 
 # Browsers ask for an icon otherwise, and tell that there is none.
-PAGE = '<link rel="icon" href="data:,"><main data-position="{{ noc_realtime_position() }}">{{ seen }}</main>'
+ICON = '<link rel="icon" href="data:,">'
+PAGE = ICON + '<main data-position="{{ noc_realtime_position() }}">{{ seen }}</main>'
 
 
 def create(**config: Any) -> Flask:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_noc_realtime.errors import EventError
-from flask_noc_realtime.frame import LAST_CHUNK, chunk, control, frame
+from flask_noc_realtime.frame import LAST_CHUNK, chunk, control, frame, unframe
 
 
 class Message(NamedTuple):
@@ -187,3 +187,16 @@ def test_a_chunk_has_its_length_in_hexadecimal() -> None:
 def test_nothing_is_no_chunk() -> None:
     """An empty chunk would end the response."""
     assert chunk(b"") == b""
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text("0123456789-", min_size=1), st.text(st.characters(exclude_characters="\r\n"))
+        )
+    )
+)
+def test_frames_are_taken_apart_to_ids_and_data(events: list[tuple[str, str]]) -> None:
+    """As they were put together, for whoever wants them without a stream."""
+    frames = [frame(data.encode(), type="log.added", id=id) for id, data in events]
+    assert list(unframe(b"".join(frames))) == [(id, data.encode()) for id, data in events]
