@@ -27,7 +27,8 @@ pid {directory}/nginx.pid;
 error_log {directory}/error.log info;
 events {{ worker_connections 256; }}
 http {{
-  access_log {directory}/access.log;
+  {logging}
+  access_log {directory}/access.log {format};
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi;
@@ -50,9 +51,14 @@ http {{
 
 
 class Nginx:
-    """A running nginx in front of *server*."""
+    """A running nginx in front of *server*.
 
-    def __init__(self, server: GunicornServer, directory: Path, extra: str = "") -> None:
+    :param logging: directives that define the log format `no_secrets`.
+    """
+
+    def __init__(
+        self, server: GunicornServer, directory: Path, extra: str = "", logging: str = ""
+    ) -> None:
         executable = require("nginx")
         directory.mkdir()
         self.address = ("127.0.0.1", free_port())
@@ -60,7 +66,12 @@ class Nginx:
         config = directory / "nginx.conf"
         config.write_text(
             CONFIG.format(
-                directory=directory, port=self.address[1], upstream=server.port, extra=extra
+                directory=directory,
+                port=self.address[1],
+                upstream=server.port,
+                extra=extra,
+                logging=logging,
+                format="no_secrets" if logging else "combined",
             )
         )
         self._process = subprocess.Popen(
