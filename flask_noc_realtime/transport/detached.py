@@ -41,15 +41,20 @@ _logger = logging.getLogger("flask_noc_realtime")
 class Stream:
     """One detached connection. The pump owns it, and nobody else writes to it.
 
+    `beat` and `end` are its slots in the pump's wheels; it ends for `reason`.
+
     A send to one that was closed meanwhile fails by itself, whoever has its old number now.
     """
 
     __slots__ = (
+        "beat",
         "client",
         "cursor",
+        "end",
         "lane",
         "lease",
         "live_from",
+        "reason",
         "rest",
         "since",
         "touched",
@@ -72,6 +77,8 @@ class Stream:
         self.live_from = opening.live_from
         self.rest: memoryview | None = None
         self.touched = 0.0
+        self.beat = self.end = -1
+        self.reason = ""
 
     @property
     def closed(self) -> bool:
@@ -145,7 +152,7 @@ class Pump:
         self._woken = self._loop.async_(ref=False)
         self._woken.start(self._on_woken)
         self._beats: Wheel[Stream] = Wheel(_TICK)
-        self._ends: Wheel[tuple[Stream, str]] = Wheel(_TICK)
+        self._ends: Wheel[Stream] = Wheel(_TICK)
         self._timer: Any | None = None
         self._armed = 0.0
         hub.listen(self.wake)
@@ -169,9 +176,9 @@ class Pump:
         lane.streams[stream] = None
         stream.touched = time.monotonic()
         self._schedule_beat(stream)
-        end, reason = request.end(self._hub.lifetime(), stream.touched)
-        if reason:
-            self._ends.add(end, (stream, reason))
+        end, stream.reason = request.end(self._hub.lifetime(), stream.touched)
+        if stream.reason:
+            stream.end = self._ends.add(end, stream)
         self._arm()
         if self._leave(stream):
             return
@@ -351,6 +358,9 @@ class Pump:
         if stream.lease is not None:
             self._give_back(stream.lease)
         stream.rest = None
+        # A wheel would keep what has left until its identity expires, for hours perhaps.
+        self._beats.discard(stream.beat, stream)
+        self._ends.discard(stream.end, stream)
         del self._by_fd[stream.client.fileno()]
         stream.client.close()
         lane = stream.lane
@@ -391,7 +401,7 @@ class Pump:
 
     def _schedule_beat(self, stream: Stream) -> None:
         """Put a stream where its silence would become too long, at random a little earlier."""
-        self._beats.add(stream.touched + self._hub.silence(), stream)
+        stream.beat = self._beats.add(stream.touched + self._hub.silence(), stream)
 
     def _arm(self) -> None:
         """Have the event loop call when the next slot is due."""
@@ -408,8 +418,8 @@ class Pump:
         self._timer = None
         now = time.monotonic()
         try:
-            for stream, reason in self._ends.take(now):
-                self._end(stream, reason)
+            for stream in self._ends.take(now):
+                self._end(stream, stream.reason)
             self._beat(self._beats.take(now), now)
         finally:
             # One failure must not silence every stream for good.

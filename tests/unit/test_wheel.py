@@ -44,6 +44,18 @@ def test_an_item_in_the_past_is_taken_at_once() -> None:
     assert wheel.take(10.0) == ["overdue"]
 
 
+def test_what_is_discarded_does_not_come_and_is_not_kept() -> None:
+    """Whoever is gone before its time; a slot that has come is no reason to fail."""
+    wheel: Wheel[str] = Wheel(0.25)
+    slots = {item: wheel.add(10.0, item) for item in "abc"}
+    wheel.discard(slots["b"], "b")
+    wheel.discard(slots["b"], "b")
+    assert wheel.take(10.0) == ["a", "c"]
+    wheel.discard(slots["a"], "a")
+    wheel.discard(-1, "a")
+    assert wheel.next is None
+
+
 @pytest.mark.parametrize(
     ("tick", "due"), [(0.7, 456196.99999999994), (0.1, 0.3), (0.25, -0.1), (0.25, 10.0)]
 )
