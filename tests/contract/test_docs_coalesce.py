@@ -1,0 +1,88 @@
+"""The page about coalescing is run as it stands."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask, request
+
+from flask_noc_realtime import ConfigError, Identity, NocRealtime
+from tests.documentation import blocks
+
+START, WHO, EMIT, READS, FUNCTION = blocks("coalesce", "python")
+
+
+class Page:
+    """An app that has run some of the page's blocks."""
+
+    def __init__(self, *code: str) -> None:
+        self.app = Flask("docs")
+        self.app.testing = True
+        self.realtime = NocRealtime(self.app)
+        self.realtime.identity_loader(lambda request: Identity("7", role="operator"))
+        self.runs = itertools.count(1)
+        self.names: dict[str, Any] = {
+            "app": self.app,
+            "realtime": self.realtime,
+            "request": request,
+            "count_open_incidents": lambda: next(self.runs),
+            "load_open_incidents": lambda site: [site, next(self.runs)],
+            "draw": lambda *what: [*what, next(self.runs)],
+            "db": SimpleNamespace(session=SimpleNamespace(commit=lambda: None)),
+        }
+        for block in (START, *code):
+            exec(block, self.names)
+
+    def get(self, path: str, **headers: str) -> Any:
+        """Request a page; underscores in names of headers are hyphens."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.app.test_client().get(path, headers=sent)
+
+    def close_incident(self) -> None:
+        """Do what the page's service does."""
+        with self.app.app_context():
+            self.names["close_incident"](SimpleNamespace(id=7, status="open"))
+
+
+def test_the_first_example_is_shared_until_its_event() -> None:
+    """And says so in its headers as the table has them."""
+    page = Page(EMIT)
+    first, second = page.get("/stats"), page.get("/stats")
+    assert first.json == second.json == {"open": 1}
+    assert first.headers["Cache-Status"] == "noc-realtime; fwd=uri-miss; stored"
+    assert second.headers["Cache-Status"].startswith("noc-realtime; hit; ttl=")
+    assert first.headers["Cache-Control"] == "private"
+    page.close_incident()
+    assert page.get("/stats").json == {"open": 2}
+
+
+def test_the_example_of_a_scope_is_shared_by_those_it_names() -> None:
+    """Per site and language."""
+    page = Page(WHO)
+    sites = [page.get("/topology", X_Site=site).json for site in ("a", "b", "a")]
+    assert sites == [["a", None, 1], ["b", None, 2], ["a", None, 1]]
+    assert page.get("/topology", X_Site="a", Accept_Language="de").json == ["a", "de", 3]
+
+
+def test_the_unsound_example_is_refused_in_the_words_of_the_page() -> None:
+    """So that whoever searches for the message finds the page."""
+    page = Page(READS)
+    with pytest.raises(ConfigError) as caught:
+        page.get("/greeting")
+    (text,) = blocks("coalesce", "text")
+    assert str(caught.value).split() == text.split()
+
+
+def test_the_function_is_shared_by_its_arguments_until_its_event() -> None:
+    """The very same object, in an app context."""
+    page = Page(EMIT, FUNCTION)
+    function = page.names["open_incidents"]
+    with page.app.app_context():
+        first = function("north")
+        assert function(site="north") is first
+        assert function("south") != first
+        page.close_incident()
+        assert function("north") == ["north", 3]
