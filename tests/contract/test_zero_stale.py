@@ -13,6 +13,9 @@ from typing import Protocol
 import pytest
 from flask import Flask
 from flask_caching import Cache
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from werkzeug.exceptions import ServiceUnavailable
 
 from flask_noc_realtime import NocRealtime, coalesce
@@ -133,7 +136,10 @@ class Site:
             return None
 
     def write(self, index: int) -> bool:
-        version = self._store.commit(index)
+        return self.emit(index, self._store.commit(index))
+
+    def emit(self, index: int, version: int) -> bool:
+        """Emit for a commit; return whether the event was published."""
         with self.app.app_context():
             position = self.realtime.emit(TYPES[index], {"version": version})
         if position is None:
@@ -278,6 +284,147 @@ def report(herd: Herd, store: Store, what: str) -> None:
         f"\n{what}: {herd.calls} calls, {herd.failed} failed, {store.executions} executions, "
         f"{herd.written} events, {len(herd.stale)} stale"
     )
+
+
+class Call:
+    """A call in a thread of its own; each execution in it stands at a gate after it has read."""
+
+    def __init__(self, site: Site, page: str, view: bool, least: Sequence[int]) -> None:
+        self.page = page
+        self.least = list(least)
+        self.versions: tuple[int, ...] | None = None
+        self.gates: list[Gate] = []
+        self.moved = threading.Event()
+        ask = site.view if view else site.call
+        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
+        self._thread.start()
+        # Whoever waits for another does not move.
+        self.moved.wait(0.01)
+
+    def join(self) -> None:
+        """Wait for its end, and check what it was given."""
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive()
+        if self.versions is not None:
+            for index, version in zip(PAGES[self.page], self.versions, strict=True):
+                assert version >= self.least[index]
+
+    def _run(self, ask: Callable[[str], tuple[int, ...] | None]) -> None:
+        _here.call = self
+        self.versions = ask(self.page)
+        self.moved.set()
+
+
+class Gate:
+    """Holds an execution until it is told how to end."""
+
+    def __init__(self) -> None:
+        self._end: type[BaseException] | None = None
+        self._open = threading.Event()
+
+    def open(self, end: type[BaseException] | None = None) -> None:
+        """Let it go on, or fail."""
+        self._end = end
+        self._open.set()
+
+    def wait(self) -> None:
+        """Stand here."""
+        assert self._open.wait(TIMEOUT)
+        if self._end is not None:
+            raise self._end
+
+
+_here = threading.local()
+
+
+class Interleaving(RuleBasedStateMachine):
+    """Calls, commits and events of one process, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store()
+        self.calls: list[Call] = []
+        self.standing: list[Gate] = []
+        self.free = False
+        self.pending: list[tuple[int, int]] = []
+        self.now = 0.0
+        self.site = Site(self.store, self.stand)
+        options = FlightOptions(patience=10.0)
+        self.site.process.flights = Flights(options, clock=lambda: self.now)
+
+    def stand(self) -> None:
+        """Stand at a gate, in the thread of an execution."""
+        if self.free:
+            return
+        gate = Gate()
+        self.standing.append(gate)
+        if self.free:
+            gate.open()
+        _here.call.moved.set()
+        gate.wait()
+
+    @precondition(lambda self: len(self.calls) < 12)
+    @rule(page=st.sampled_from(list(PAGES)), view=st.booleans())
+    def ask(self, page: str, view: bool) -> None:
+        """Begin a call."""
+        self.calls.append(Call(self.site, page, view, self.store.announced))
+
+    @rule(index=st.sampled_from(range(len(TYPES))))
+    def write(self, index: int) -> None:
+        """Commit and emit."""
+        self.site.write(index)
+
+    @rule(index=st.sampled_from(range(len(TYPES))))
+    def commit(self, index: int) -> None:
+        """Commit; the emit is yet to come."""
+        self.pending.append((index, self.store.commit(index)))
+
+    @precondition(lambda self: self.pending)
+    @rule()
+    def emit(self) -> None:
+        """Emit for the oldest commit that waits for it."""
+        index, version = self.pending.pop(0)
+        self.site.emit(index, version)
+
+    @precondition(lambda self: self.standing)
+    @rule(data=st.data(), end=st.sampled_from([None, None, None, ServiceUnavailable, Cancelled]))
+    def go_on(self, data: st.DataObject, end: type[BaseException] | None) -> None:
+        """Let an execution end."""
+        gate = self.standing.pop(data.draw(st.integers(0, len(self.standing) - 1)))
+        flown = self.site.process.flights
+        before = (len(flown), flown.waiting, len(flown.results), len(self.standing))
+        gate.open(end)
+        deadline = time.monotonic() + 0.01
+        while time.monotonic() < deadline:
+            if (len(flown), flown.waiting, len(flown.results), len(self.standing)) != before:
+                break
+            time.sleep(0.0005)
+
+    @precondition(lambda self: self.standing)
+    @rule()
+    def lose_patience(self) -> None:
+        """Depose the leaders that stand; the next to follow leads in their place."""
+        self.now += 11.0
+
+    def teardown(self) -> None:
+        """Let everything end, and ask once more."""
+        self.free = True
+        while self.standing:
+            self.standing.pop().open()
+        for call in self.calls:
+            call.join()
+        for page in PAGES:
+            Call(self.site, page, False, self.store.announced).join()
+        self.site.close()
+
+
+TestInterleaving = Interleaving.TestCase
+TestInterleaving.settings = settings(
+    max_examples=40 + CALLS // 500,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 @pytest.fixture
