@@ -21,6 +21,7 @@ from werkzeug.exceptions import ServiceUnavailable
 from flask_noc_realtime import NocRealtime, coalesce
 from flask_noc_realtime.flight import FlightOptions, Flights
 from flask_noc_realtime.shelf import Shelf
+from tests.processes import wait_until
 from tests.redis_server import RedisServer
 
 CALLS = int(os.environ.get("NOC_REALTIME_STALE_CALLS", "0"))
@@ -425,6 +426,28 @@ TestInterleaving.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_a_leader_that_was_given_up_leaves_nothing_to_those_who_ask_after_an_event(
+    view: bool,
+) -> None:
+    """It read before the event, and the one in its place captured the generations after it."""
+    machine = Interleaving()
+    machine.ask(page="log", view=view)
+    machine.ask(page="log", view=view)
+    flights = machine.site.process.flights
+    wait_until(lambda: flights.waiting == 1, TIMEOUT, "the second waits")
+    machine.site.write(1)
+    machine.lose_patience()
+    machine.ask(page="log", view=view)
+    wait_until(lambda: len(machine.standing) == 2, TIMEOUT, "another leads")
+    machine.standing.pop(0).open()
+    machine.calls[0].join()
+    assert machine.calls[0].versions == (0,)
+    machine.ask(page="log", view=view)
+    machine.teardown()
+    assert [call.versions for call in machine.calls[1:]] == [(1,), (1,), (1,)]
 
 
 @pytest.fixture
