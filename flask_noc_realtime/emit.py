@@ -76,7 +76,9 @@ class Emitter:
     @property
     def queued(self) -> int:
         """How many events wait for the broker."""
-        return len(self._queue) + self._sending
+        with self._lock:
+            # In between, the courier has them in neither place.
+            return len(self._queue) + self._sending
 
     def emit(
         self,
@@ -203,7 +205,7 @@ class Emitter:
 
     def _abandon(self) -> None:
         with self._lock:
-            lost = self.queued
+            lost = len(self._queue) + self._sending
             self._queue.clear()
             self._queue_bytes = self._sending = 0
             self.dropped += lost

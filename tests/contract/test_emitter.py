@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -448,3 +449,21 @@ def test_the_courier_outlives_an_error_nobody_expected(
     assert made.flush(10)
     assert (made.queued, made.dropped) == (0, 0)
     assert "The courier stumbled" in caplog.text
+
+
+def test_what_waits_for_the_broker_is_counted_at_any_moment(
+    emitter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the courier takes it and puts it back: cached pages hang on that number."""
+    monkeypatch.setattr("flask_noc_realtime.emit._BACKOFF", (0.0,))
+    made = emitter(f"redis://127.0.0.1:{free_port()}/0")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        assert emit(made, 1) is None
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            assert made.queued == 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(interval)
