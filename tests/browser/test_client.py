@@ -357,15 +357,20 @@ def test_each_connection_has_a_ticket_of_its_own(network: Network) -> None:
         """async () => {
           const { connect } = await import("/api/v1/events/client.js");
           window.numbers = [];
-          const ticket = async ({ signal }) =>
-            (await fetch("/api/v1/events/connect", { method: "POST", signal })).json();
-          window.stream = connect({ ticket });
+          window.tickets = 0;
+          window.lives = 0;
+          const ticket = async ({ signal }) => {
+            tickets += 1;
+            return (await fetch("/api/v1/events/connect", { method: "POST", signal })).json();
+          };
+          const onState = ({ name }) => (lives += name === "live");
+          window.stream = connect({ ticket, onState });
           stream.on("log.added", ({ n }) => numbers.push(n));
         }"""
     )
-    for _ in range(3):
-        network.wait_for_state("live")
+    for number in range(1, 4):
+        network.page.wait_for_function("(number) => lives === number", arg=number)
         network.emit()
         network.wait_for_all()
+        assert network.page.evaluate("tickets") >= number
         network.proxy.cut()
-        network.wait_for_state("reconnecting")
