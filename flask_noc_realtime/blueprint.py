@@ -44,6 +44,7 @@ _STREAM_TYPE = "text/event-stream"
 _TICKET_BYTES = 32
 
 _STREAM_HEADERS = {
+    "Content-Type": f"{_STREAM_TYPE}; charset=utf-8",
     # Proxies that transform or collect a stream hold its events back.
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
@@ -105,7 +106,6 @@ def stream(ticket: str | None = None) -> Response:
     )
     return Response(
         process.stream(request.environ, wanted),
-        mimetype=_STREAM_TYPE,
         headers=_STREAM_HEADERS,
         # Code that reads the body of every response would never come back from a stream.
         direct_passthrough=True,

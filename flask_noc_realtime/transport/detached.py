@@ -110,12 +110,10 @@ class Taken(NamedTuple):
 
     :ivar client: the connection, not blocking; sends cost a tenth less than writes to its fd.
     :ivar chunked: whether the head announced chunks.
-    :ivar sink: the far end of what the server was left with.
     """
 
     client: _socket.socket
     chunked: bool
-    sink: _socket.socket
 
 
 _NOTHING = Batch(b"", 0, 0)
@@ -147,6 +145,7 @@ class Pump:
         self._epoll = _unpatched("select", "epoll")()
         # An epoll object closes its fd when it goes, and must not take the loop's with it.
         self.loop_epoll = _unpatched("select", "epoll").fromfd(os.dup(self._loop.fileno()))
+        self.sink = _closed_socket()
         self._ready = self._loop.io(self._epoll.fileno(), 1, ref=False)
         self._ready.start(self._on_ready)
         self._woken = self._loop.async_(ref=False)
@@ -469,7 +468,6 @@ class DetachedStream(Iterator[bytes]):
         self._request = request
         self._portable = PortableStream(portable, request)
         self._next: Callable[[], bytes] = self._open
-        self._sink: _socket.socket | None = None
 
     def __iter__(self) -> DetachedStream:
         return self
@@ -478,18 +476,8 @@ class DetachedStream(Iterator[bytes]):
         return self._next()
 
     def close(self) -> None:
-        """Release what the server was left with; its response is finished."""
+        """Leave, unless the connection was taken over; the server's response is finished."""
         self._portable.close()
-        sink, self._sink = self._sink, None
-        if sink is None:
-            return
-        try:
-            # Closed with the server's last chunk unread, it would answer the server's next
-            # read with an error instead of the end of file.
-            sink.recv(_UNSENT_LIMIT, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
-        sink.close()
 
     def _open(self) -> bytes:
         """Have the server send the head alone: gunicorn does, whatever the first bytes are."""
@@ -502,11 +490,10 @@ class DetachedStream(Iterator[bytes]):
             return self._go_portable()
         pump = self._pump()
         try:
-            taken = take_over(response, pump.loop_epoll)
+            taken = take_over(response, pump)
         except OSError:
             # Out of file descriptors: this stream can still use the one it has.
             return self._go_portable()
-        self._sink = taken.sink
         self._next = _stop
         self._portable.hand_over()
         pump.add(taken, self._request, self._hub.open(self._request.last_position))
@@ -532,33 +519,25 @@ def possible(environ: dict[str, Any]) -> bool:
     return getattr(loop, "backend", None) == "epoll" and sys.platform == "linux"
 
 
-def take_over(response: Any, loop_epoll: Any) -> Taken:
-    """Take the client's connection from gunicorn and leave it a sink.
-
-    :param loop_epoll: the epoll of the event loop, which the server's socket may be in.
-    """
+def take_over(response: Any, pump: Pump) -> Taken:
+    """Take the client's connection from gunicorn, and leave it one that has ended."""
     sock = response.sock
     fd = sock.fileno()
     client = _socket.socket(sock.family, sock.type, sock.proto, os.dup(fd))
     client.setblocking(False)
     _tune(client)
-    try:
-        ours, theirs = _socket.socketpair()
-    except OSError:
-        client.close()
-        raise
     # The duplicate keeps the connection open, so the kernel would keep reporting it under the
     # server's number, and after dup2 nobody could name that registration any more.
     try:
-        loop_epoll.unregister(fd)
+        pump.loop_epoll.unregister(fd)
     except FileNotFoundError:
         pass
-    os.dup2(theirs.fileno(), fd, inheritable=False)
-    theirs.close()
-    ours.shutdown(socket.SHUT_WR)
-    # There is no next request to wait for.
+    os.dup2(pump.sink.fileno(), fd, inheritable=False)
+    taken = Taken(client, response.chunked)
+    # There is no last chunk to send, and no next request to wait for.
+    response.chunked = False
     response.force_close()
-    return Taken(client, response.chunked, ours)
+    return taken
 
 
 def _can_take(response: Any) -> bool:
@@ -583,6 +562,14 @@ def _tune(sock: _socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A client that stops reading would otherwise let the kernel queue megabytes for it.
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+
+
+def _closed_socket() -> _socket.socket:
+    """Return a socket whose other end is closed: reading from it is at the end at once."""
+    ours, theirs = _socket.socketpair()
+    theirs.close()
+    ours.setblocking(False)
+    return ours
 
 
 def _unpatched(module: str, name: str) -> Any:
