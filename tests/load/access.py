@@ -48,8 +48,11 @@ def tickets(streams: int, url: str) -> list[str]:
     return [f"{STREAM}/{ticket}" for ticket in names]
 
 
-def measure(streams: int, directory: Path, paths: Paths) -> Connected:
-    """Return how one worker with a Redis let *streams* in."""
+def measure(streams: int, directory: Path, paths: Paths, config: str = "") -> Connected:
+    """Return how one worker with a Redis let *streams* in.
+
+    :param config: lines for ``gunicorn.conf.py``.
+    """
     redis = RedisServer(directory / "redis").start()
     try:
         with serve(
@@ -59,6 +62,7 @@ def measure(streams: int, directory: Path, paths: Paths) -> Connected:
             workers=1,
             settings={"MAX_STREAMS_PER_USER": str(PER_USER)},
             app="tests.load.access_app:app",
+            config=config,
         ) as server:
             return _connect(server, streams, directory / "paths", paths(streams, redis.url))
     finally:

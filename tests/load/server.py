@@ -53,11 +53,13 @@ def serve(
     workers: int,
     settings: Mapping[str, str],
     app: str = "tests.load.app:app",
+    config: str = "",
 ) -> Iterator[LoadServer]:
     """Run the app under load with plain ``gunicorn -k gevent``.
 
     :param url: the broker.
     :param settings: further ``NOC_REALTIME_*`` keys, without the prefix.
+    :param config: lines for ``gunicorn.conf.py``.
     """
     keys = {"URL": url, "TRANSPORT": transport, **settings}
     gunicorn = GunicornServer(
@@ -66,6 +68,7 @@ def serve(
         workers=workers,
         args=["--worker-connections", "20000", "--backlog", "4096"],
         env={f"NOC_REALTIME_{key}": value for key, value in keys.items()},
+        config=config,
     ).start()
     try:
         server = LoadServer(gunicorn)
