@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from http.client import HTTPConnection
@@ -16,6 +17,12 @@ from tests.sse_client import SSEClient
 ROOT = Path(__file__).resolve().parent.parent
 
 _SERVICE_ROUTE = """
+def count_open_incidents():
+    counts.append(len(counts))
+    return len(counts)
+
+counts = []
+
 @app.post("/incidents")
 def create_incident():
     return IncidentService().create("core switch down")
@@ -45,8 +52,22 @@ def test_the_readme_works_as_written(tmp_path: Path, gunicorn: GunicornFactory) 
         response.read()
         connection.close()
         event = client.next_event()
+        assert [stats(server.port) for _ in range(3)] == [1, 1, 1]
+        connection.request("POST", "/incidents")
+        connection.getresponse().read()
+        connection.close()
+        assert [stats(server.port) for _ in range(3)] == [2, 2, 2]
     assert event.type == "incident.created"
     assert event.json["data"] == {"id": 7, "title": "core switch down"}
+
+
+def stats(port: int) -> int:
+    """Return what the README's dashboard shows."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/stats")
+    shown: int = json.loads(connection.getresponse().read())["open"]
+    connection.close()
+    return shown
 
 
 def test_the_browser_listens_to_events_that_exist() -> None:
@@ -58,8 +79,9 @@ def test_the_browser_listens_to_events_that_exist() -> None:
 
 
 def test_the_readme_keeps_its_size() -> None:
-    """A newcomer is shown a server of 8 lines and a browser of 3."""
-    server, *_ = blocks("python")
+    """A newcomer is shown a server of 8 lines, a browser of 3, and a coalesced view of 4."""
+    server, *_, coalesced = blocks("python")
+    assert len(coalesced.splitlines()) == 4
     (browser,) = blocks("js")
     assert len(server.splitlines()) == 8
     assert len(browser.splitlines()) == 3
