@@ -359,6 +359,15 @@ class _Shared:
                 "those that all should get in headers=[...] of @coalesce."
             )
 
+    def warn_of_transaction(self) -> None:
+        """Say, once, that results are neither kept nor shared, and what to do."""
+        self._warn(
+            f"A database transaction is open when {self._name} begins, and what it reads may be "
+            "from before an event: it is neither kept nor shared. End the transaction first, for "
+            "example with db.session.rollback(). If every statement sees the newest data (READ "
+            "COMMITTED), register that: realtime.transaction_probe(lambda: False)."
+        )
+
     def _warn(self, message: str) -> None:
         with self._lock:
             if message in self._warned:
@@ -407,6 +416,9 @@ class _Shared:
         else:
             state = state or _state(self._name)
             self._check_types(state)
+            if state.in_transaction():
+                self.warn_of_transaction()
+                return self.function(*args, **kwargs)
             process = state.process()
             flights = process.flights
 
@@ -524,6 +536,9 @@ class _ViewCall:
                 answer = self._codec.unseal(look.value, self._key)
                 if answer is not None:
                     return self._show(answer, _hit(look.seconds), now() - answer.at)
+        if self._patterns and self._state.in_transaction():
+            self._shared.warn_of_transaction()
+            return self._alone()
         flights = self._process.flights
         flown = flights.fly(self._key, self._capture, self._work, self._alone)
         value = flown.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from flask import Flask, Request, Response, current_app, g, has_app_context, request
@@ -50,6 +50,14 @@ class State:
             )
         return identity
 
+    def in_transaction(self) -> bool:
+        """Tell whether the request may see data as it was before it came."""
+        probe = self._extension._transaction_probe
+        if probe is not None:
+            return probe()
+        session = getattr(current_app.extensions.get("sqlalchemy"), "session", None)
+        return session is not None and session.registry.has() and session().in_transaction()
+
     def process(self) -> Process:
         """Return this process's runtime; made on first use, and anew after a fork."""
         process = self._process
@@ -72,6 +80,7 @@ class NocRealtime:
     def __init__(self, app: Flask | None = None) -> None:
         self._types: set[str] = set(Catalogue().types())
         self._identity_loader: IdentityLoader | None = None
+        self._transaction_probe: Callable[[], bool] | None = None
         self._states: weakref.WeakSet[State] = weakref.WeakSet()
         if app is not None:
             self.init_app(app)
@@ -169,6 +178,18 @@ class NocRealtime:
         """
         self._identity_loader = loader
         return loader
+
+    def transaction_probe(self, probe: Callable[[], bool]) -> Callable[[], bool]:
+        """Register the function that tells whether a database transaction is open.
+
+        What is read in one may be older than an event that came before the request; `coalesce`
+        gives such a result to nobody else. With Flask-SQLAlchemy its session is asked. Where
+        every statement sees the newest data (READ COMMITTED), register ``lambda: False``.
+
+        :param probe: is called in the request.
+        """
+        self._transaction_probe = probe
+        return probe
 
     def _state(self) -> State:
         if has_app_context():

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from .broker.pages import ALONE, FAILED, LANDED, Look, Pages, Waiter
@@ -212,7 +213,6 @@ class Shelf:
                 value, ttl = codec.seal(landed.value, key), landed.ttl
             else:
                 outcome = FAILED
-            return landed
         except Exception:
             outcome = FAILED
             raise
@@ -221,4 +221,5 @@ class Shelf:
             commit = functools.partial(
                 self._pages.commit, name, token, outcome, look, patterns, value, ttl
             )
-            self._generations.attempt(commit)
+            kept = self._generations.attempt(commit)
+        return landed if kept or not patterns else replace(landed, ttl=0.0)

@@ -12,7 +12,7 @@ from flask import Flask, request
 from flask_noc_realtime import ConfigError, Identity, NocRealtime
 from tests.documentation import blocks
 
-START, WHO, EMIT, READS, FUNCTION = blocks("coalesce", "python")
+START, WHO, EMIT, PROBE, READS, FUNCTION = blocks("coalesce", "python")
 
 
 class Page:
@@ -74,6 +74,13 @@ def test_the_unsound_example_is_refused_in_the_words_of_the_page() -> None:
         page.get("/greeting")
     (text,) = blocks("coalesce", "text")
     assert str(caught.value).split() == text.split()
+
+
+def test_an_app_says_that_its_statements_see_the_newest() -> None:
+    """Then an open transaction is no reason to share nothing."""
+    page = Page(EMIT, PROBE)
+    assert not page.app.extensions["noc_realtime"].in_transaction()
+    assert page.get("/stats").json == page.get("/stats").json == {"open": 1}
 
 
 def test_the_function_is_shared_by_its_arguments_until_its_event() -> None:

@@ -198,7 +198,7 @@ def test_a_result_that_an_event_overtook_is_not_kept(workers: tuple[Worker, Work
     one.broker.publish(record(1), key())
     assert other.obtain(other.execute("new")) == (How.LED, Landed("new", 60.0))
     gate.go.set()
-    assert leader.result() == (How.LED, Landed("old", 60.0))
+    assert leader.result() == (How.LED, Landed("old", 0.0))
     assert one.look().value == CODEC.seal("new", KEY)
 
 
@@ -408,6 +408,6 @@ def test_a_redis_that_lost_everything_costs_an_execution_and_no_more(
     leader = leading(one, gate)
     redis.client().flushall()
     gate.go.set()
-    assert leader.result() == (How.LED, Landed("a", 60.0))
+    assert leader.result() == (How.LED, Landed("a", 0.0))
     assert one.look().value is None
     assert other.obtain(other.execute("b")) == (How.LED, Landed("b", 60.0))
