@@ -69,7 +69,7 @@ class Statistics(Service):
         of_site = select(Server.site, func.count()).join(Incident, Incident.server == Server.name)
         with self._sessions() as session:
             return {
-                name: dict(session.execute(query).tuples().all())
+                name: dict(session.execute(query).all())
                 for name, query in {
                     "open": _count(Incident.severity).where(unresolved),
                     "incidents": _count(Incident.status),
