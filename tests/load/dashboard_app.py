@@ -34,9 +34,9 @@ from tests.load.emission import Emitted, Plan
 Tell = Callable[[str, Any], object]
 
 KEY = "a key of the dashboard simulation, 32 bytes or more"
-ROLES = ("operator", "engineer", "manager")
 
 PANELS = ("/api/incidents", "/api/stats", "/api/servers")
+SNAPSHOT = "/api/snapshot"
 STREAM = "/api/v1/events/stream?types=incident.*,server.status.changed,stats.changed"
 STATS = "stats.changed"
 
@@ -49,6 +49,8 @@ STATS_DELAY = 1.0
 """Seconds from a change until the pages are sent the statistics; what follows shares them."""
 
 _STEP = 0.005
+SNAPSHOT_TTL = 1.0
+"""A stream from its position tells what came since, so it may be old; replaying costs little."""
 
 _COUNT = struct.Struct("Q")
 
@@ -140,9 +142,8 @@ def create_before() -> Flask:
     app = create_legacy_app(os.environ["DASHBOARD_DATABASE"])
     app.secret_key = KEY
     services: Services = app.extensions["services"]
-    sessions = services.servers._sessions
-    count_queries(Path(os.environ["DASHBOARD_COUNTS"]), "pages", sessions)
-    statistics = Statistics(sessions)
+    statistics = app.extensions["statistics"] = Statistics(services.servers._sessions)
+    count_queries(Path(os.environ["DASHBOARD_COUNTS"]), "pages", services.servers._sessions)
 
     @app.before_request
     def require_login() -> tuple[str, int] | None:
@@ -159,6 +160,7 @@ def create_after() -> Flask:
     """Return the app before with what the extension adds: a stream and three decorators."""
     app = create_before()
     app.config.update({k: v for k, v in os.environ.items() if k.startswith("NOC_REALTIME_")})
+    services, statistics = app.extensions["services"], app.extensions["statistics"]
     realtime = NocRealtime(app)
     realtime.register_type(STATS)
 
@@ -173,17 +175,29 @@ def create_after() -> Flask:
     }.items():
         view: Any = app.view_functions[endpoint]
         app.view_functions[endpoint] = coalesce(scope="role", invalidate_on=types)(view)
+
+    @app.get(SNAPSHOT)
+    @coalesce(scope="role", ttl=SNAPSHOT_TTL)
+    def snapshot() -> Response:
+        return jsonify(panels(services, statistics))
+
     app.view_functions["noc.dashboard"] = lambda: render_template_string(_PAGE)
     return app
 
 
-def cookie(number: int) -> str:
-    """Return what the browser of user *number* sends once it is logged in."""
+def panels(services: Services, statistics: Statistics) -> dict[str, Any]:
+    """Return what all panels show."""
+    shown = services.incidents.list(), statistics.now(), services.servers.list()
+    return dict(zip(PANELS, shown, strict=True))
+
+
+def cookie(number: int, roles: int) -> str:
+    """Return what the browser of user *number* sends once logged in, with one of *roles*."""
     app = Flask(__name__)
     app.secret_key = KEY
     signer = SecureCookieSessionInterface().get_signing_serializer(app)
     assert signer is not None
-    login = {"user": f"operator-{number}", "role": ROLES[number % len(ROLES)]}
+    login = {"user": f"operator-{number}", "role": f"role-{number % roles}"}
     return f"session={signer.dumps(login)}"
 
 

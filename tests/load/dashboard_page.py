@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 from gevent import socket
 
-from tests.load.dashboard_app import PANELS, STATS, STREAM, cookie
+from tests.load.dashboard_app import PANELS, SNAPSHOT, STATS, STREAM
 
 Row = dict[str, Any]
 
@@ -40,7 +40,8 @@ _TIMEOUT = 120.0
 _RETRY = 1.0
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.I)
 _ETAG = re.compile(rb"\r\netag: ([^\r]+)", re.I)
-_POSITION = re.compile(rb'data-position="([^"]+)"')
+_POSITION = re.compile(rb"\r\nx-noc-position: ([^\r]+)", re.I)
+_POSITION_IN_DOCUMENT = re.compile(rb'data-position="([^"]+)"')
 
 
 @dataclass
@@ -78,6 +79,18 @@ class Refused(Exception):
     """The server answered with something else than the page asked for."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the server sent.
+
+    :ivar body: None where the one from before is still right.
+    """
+
+    body: bytes | None
+    etag: bytes | None
+    position: bytes | None
+
+
 class Connection:
     """One HTTP/1.1 connection of a browser, its bytes counted in both directions."""
 
@@ -94,20 +107,18 @@ class Connection:
     def __exit__(self, *error: object) -> None:
         self._socket.close()
 
-    def get(self, path: str, etag: bytes | None = None) -> tuple[bytes, bytes | None] | None:
-        """Return body and ETag of *path*, or None where it is still the one of *etag*."""
+    def get(self, path: str, etag: bytes | None = None) -> Answer:
+        """Return what is at *path*, without its body where it is still the one of *etag*."""
         begun = time.monotonic()
         head = self._ask(path, b"If-None-Match: %b\r\n" % etag if etag else b"")
         length = _LENGTH.search(head)
         body = self._take(int(length[1])) if length else b""
         self._meter.waits.append(time.monotonic() - begun)
-        status = head[9:12]
-        if status == b"304" and etag:
-            return None
-        if status != b"200":
+        fresh = head[9:12] == b"304" and etag is not None
+        if not fresh and head[9:12] != b"200":
             raise Refused(f"{path}: {head.decode()}")
-        found = _ETAG.search(head)
-        return body, found and found[1]
+        found, position = _ETAG.search(head), _POSITION.search(head)
+        return Answer(None if fresh else body, found and found[1], position and position[1])
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the chunks of a body that does not end by itself."""
@@ -198,16 +209,19 @@ class Page:
 class User:
     """Somebody with a login and one page, opened and closed as a browser does.
 
+    :param cookie: shows the login.
+    :param every: the shortest and the longest time between two polls, in seconds.
+    :ivar whole: load all panels as one snapshot, with a position of its own.
     :ivar ready: whether the page has come to the point from which it stays.
     """
 
-    ready = False
-
-    def __init__(self, number: int, port: int, meter: Meter) -> None:
+    def __init__(self, cookie: str, port: int, meter: Meter, every: tuple[float, float]) -> None:
+        self.whole = self.ready = False
         self.page = Page(meter)
+        self._every = every
         self._port = port
         self._meter = meter
-        self._cookie = cookie(number)
+        self._cookie = cookie
         self._etags: dict[str, bytes | None] = {}
         self._life: gevent.Greenlet | None = None
 
@@ -221,14 +235,13 @@ class User:
         if self._life is not None:
             self._life.kill()
 
-    def load(self) -> bytes:
+    def load(self) -> bytes | None:
         """Load document and panels, and return the position the document has, if any."""
         with self._connect() as connection:
-            found = connection.get("/")
-            assert found is not None
-            position = _POSITION.search(found[0])
+            document = self._get(connection, "/").body
             self._fetch(connection)
-        return position[1] if position else b""
+        position = _POSITION_IN_DOCUMENT.search(document or b"")
+        return position and position[1]
 
     def refresh(self) -> None:
         """Fetch the panels."""
@@ -242,11 +255,15 @@ class User:
     def _connect(self) -> Connection:
         return Connection(self._port, self._cookie, self._meter)
 
+    def _get(self, connection: Connection, path: str) -> Answer:
+        answer = connection.get(path, self._etags.get(path))
+        self._etags[path] = answer.etag
+        return answer
+
     def _fetch(self, connection: Connection) -> None:
         for panel in PANELS:
-            found = connection.get(panel, self._etags.get(panel))
-            if found is not None:
-                body, self._etags[panel] = found
+            body = self._get(connection, panel).body
+            if body is not None:
                 self.page.show(panel, json.loads(body))
 
     def _live(self, again: bool) -> None:
@@ -260,18 +277,13 @@ class User:
 
 
 class Polling(User):
-    """The page before: a timer fetches its panels.
-
-    :ivar every: the shortest and the longest time between, in seconds.
-    """
-
-    every = (5.0, 30.0)
+    """The page before: a timer fetches its panels."""
 
     def stay(self, again: bool) -> None:
         """Load and poll; in the morning, as if it had been doing so for long."""
         self.load()
         self.ready = True
-        shortest, longest = self.every
+        shortest, longest = self._every
         wait = random.uniform(shortest, longest)
         if not again:
             # A moment falls into a long wait more often than into a short one.
@@ -285,9 +297,18 @@ class Polling(User):
 class Streaming(User):
     """The page after: it applies events, and loads only when it is opened or reset."""
 
+    def load_whole(self) -> bytes | None:
+        """Load document and snapshot, and return the position of the snapshot."""
+        with self._connect() as connection:
+            self._get(connection, "/")
+            answer = self._get(connection, SNAPSHOT)
+        for panel, data in json.loads(answer.body or b"{}").items():
+            self.page.show(panel, data)
+        return answer.position
+
     def stay(self, again: bool) -> None:
-        """Load, and follow the stream from the position the document has."""
-        position = self.load()
+        """Load, and follow the stream from the position the page has."""
+        position = (self.load_whole() if self.whole else self.load()) or b""
         with self._connect() as connection:
             rest = b""
             for chunk in connection.stream(f"{STREAM}&last_event_id={position.decode()}"):

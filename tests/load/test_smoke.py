@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing, require
-from tests.load import streams
+from tests.load import dashboard, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.peers import FLASK_SSE, SSE_STARLETTE
@@ -128,6 +128,35 @@ def test_memory_broker_with_several_workers_is_refused() -> None:
     """The events of one worker would not reach the streams of the others."""
     with pytest.raises(SystemExit):
         streams.main(["--broker", "memory", "--workers", "2"])
+
+
+@pytest.mark.slow
+def test_a_dashboard_that_streams_asks_less_and_shows_the_same() -> None:
+    """However a page was loaded, it shows in the end what the database has."""
+    model = dashboard.Model(
+        users=60,
+        poll_shortest=0.3,
+        poll_longest=0.6,
+        seconds=1.5,
+        opened_every=60.0,
+        calm=4.0,
+        rush=0.5,
+        settle=20.0,
+        opening=0.5,
+    )
+    reports = dashboard.run(model)
+    assert len(reports) == 4
+    for report in reports:
+        assert report["pages right in the end before"] == 60
+        assert report["pages right in the end after"] == 60
+        assert (report["failed before"], report["failed after"], report["resets"]) == (0, 0, 0)
+        assert isinstance(report["queries/s after"], float)
+        assert report["queries/s after"] > 0
+    for report in reports[:2]:
+        for name in ("fewer requests", "fewer queries"):
+            share = report[name]
+            assert isinstance(share, float)
+            assert share > 80
 
 
 @pytest.mark.parametrize(
