@@ -71,7 +71,7 @@ class Model:
     :ivar rush: seconds within which all users look when an outage begins: as long as it takes
         to read a text message. A page that polls is loaded for that, since what it shows may be
         half a minute old; its timer begins anew, which spares some polls.
-    :ivar settle: seconds after the last event until the pages are compared with the database.
+    :ivar settle: seconds that pages have to show what the database has, once all is told.
     :ivar opening: seconds in which all open their pages in the morning; not measured.
     """
 
@@ -150,7 +150,10 @@ class Monitoring:
         with self._process:
             assert self._process.stdin is not None
             self._process.stdin.close()
-            self._process.wait(10.0)
+            try:
+                self._process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
 
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None

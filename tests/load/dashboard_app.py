@@ -40,18 +40,21 @@ SNAPSHOT = "/api/snapshot"
 STREAM = "/api/v1/events/stream?types=incident.*,server.status.changed,stats.changed"
 STATS = "stats.changed"
 
-_PAST_INCIDENTS = 5000
-"""What a few weeks leave in the table the statistics count."""
-_OPEN_SHARE = 0.02
-TITLE = "BGP session lost, neighbour does not answer"
-_SEVERITIES = ("critical", "major", "minor", "warning")
 STATS_DELAY = 1.0
 """Seconds from a change until the pages are sent the statistics; what follows shares them."""
 
-_STEP = 0.005
 SNAPSHOT_TTL = 1.0
 """A stream from its position tells what came since, so it may be old; replaying costs little."""
 
+PAST_INCIDENTS = 5000
+"""What a few weeks leave in the table the statistics count."""
+
+OPEN_SHARE = 0.02
+"""How many of those nobody has resolved."""
+
+_TITLE = "BGP session lost, neighbour does not answer"
+_SEVERITIES = ("critical", "major", "minor", "warning")
+_STEP = 0.005
 _COUNT = struct.Struct("Q")
 
 # The position from which the page opens its stream: captured before it fetches its panels.
@@ -110,17 +113,17 @@ def fill(database: Path) -> None:
         for device in devices():
             session.add(Server(name=device.name, kind=device.kind, site=device.site))
         session.flush()
-        for _ in range(_PAST_INCIDENTS):
+        for _ in range(PAST_INCIDENTS):
             session.add(_past_incident(chance))
     sessions.kw["bind"].dispose()
 
 
 def _past_incident(chance: random.Random) -> Incident:
     """Return an incident, resolved as nearly all are."""
-    resolved = chance.random() >= _OPEN_SHARE
+    resolved = chance.random() >= OPEN_SHARE
     return Incident(
         server=chance.choice(network()),
-        title=TITLE,
+        title=_TITLE,
         severity=chance.choice(_SEVERITIES),
         status="resolved" if resolved else "open",
         acknowledged_by="operator-17" if resolved else None,
@@ -248,7 +251,7 @@ class Monitoring:
         while True:
             device = chance.choice(network())
             yield "server.status.changed", servers.set_status(device, "down")
-            incident = incidents.create(device, TITLE, chance.choice(_SEVERITIES))
+            incident = incidents.create(device, _TITLE, chance.choice(_SEVERITIES))
             yield "incident.created", incident
             taken = incidents.acknowledge(incident["id"], "operator-17", "Looking into it.")
             yield "incident.updated", taken
