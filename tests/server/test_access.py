@@ -57,7 +57,14 @@ class Cluster:
             if client.status == 200 and int(client.headers["x-worker"]) == worker:
                 assert client.next_event().type == "stream.open"
                 return client
-            client.close()
+            self.give_back(client, user)
+
+    def give_back(self, client: SSEClient, user: str) -> None:
+        """Close *client*; its place, if it had one, is free on return."""
+        held = self.held(user)
+        client.close()
+        if client.status == 200:
+            wait_until(lambda: self.held(user) < held, PROMPT, "the place is free")
 
     def ask_worker(self, worker: int, user: str) -> SSEClient:
         """Ask *worker* for a stream of *user*, whatever it says."""

@@ -33,7 +33,7 @@ audience = ANONYMOUS.audience(TypeFilter.parse(""))
 def join(cursor, user_id=None):
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    taken = detached.Taken(theirs, False, theirs)
+    taken = detached.Taken(theirs, False)
     pump.add(taken, StreamRequest(audience, user_id), Opening(b"", cursor, hub.end))
     ours.settimeout(5)
     return ours
