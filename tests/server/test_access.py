@@ -63,7 +63,7 @@ class Cluster:
         """Close *client*; its place, if it had one, is free on return."""
         held = self.held(user)
         client.close()
-        if client.status == 200:
+        if held and client.status == 200:
             wait_until(lambda: self.held(user) < held, PROMPT, "the place is free")
 
     def ask_worker(self, worker: int, user: str) -> SSEClient:
