@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
@@ -22,6 +22,10 @@ _BATCH_BYTES = 1024 * 1024
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 _logger = logging.getLogger("flask_noc_realtime")
+
+observers: list[Callable[[Emitter, bytes, str | None], None]] = []
+"""Called with every record that was emitted in this process, and its position or None; for the
+tests of apps, which cannot know the emitter before the app is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,11 @@ class Emitter:
         self._catalogue.check(type)
         now = timestamp or datetime.now(timezone.utc)
         event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
-        return self._send(event.record(self._options.max_event_bytes))
+        record = event.record(self._options.max_event_bytes)
+        position = self._send(record)
+        for observe in observers:
+            observe(self, record, position)
+        return position
 
     def give_notice(self, type: str, about: str) -> str | None:
         """Publish a notice, in order with the events; return as `emit` does."""

@@ -56,6 +56,10 @@ class Generations:
             names = self.attempt(functools.partial(self._broker.generations, patterns))
         return Unknown() if names is None else names
 
+    def retry(self) -> None:
+        """Leave the broker in peace no longer: it is known to be back."""
+        self._closed_until = 0.0
+
     def attempt(self, call: Callable[[], T]) -> T | None:
         """Return what *call* returns, or None when the broker is away."""
         try:

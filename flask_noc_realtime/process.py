@@ -22,6 +22,9 @@ from .shelf import Shelf
 from .transport import StreamRequest
 from .transport.portable import Portable, PortableStream
 
+PATIENCE = "flask_noc_realtime.patience"
+"""Names, in the WSGI environment, the patience of a stream that a test reads step by step."""
+
 _GOODBYE = 1.0
 
 _logger = logging.getLogger("flask_noc_realtime")
@@ -79,6 +82,9 @@ class Process:
                 "to a Redis URL, or run one worker."
             )
         self.hub.start()
+        patience = environ.get(PATIENCE)
+        if patience is not None:
+            return PortableStream(self.portable, request, patience)
         if self._config.transport != "portable":
             from .transport import detached
 

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
+from ..errors import BrokerUnavailable
 from ..event import patterns_of
 from ..eventlog import Entry, EventLog
 from . import Claim, Leased, Sink, Terms
@@ -22,6 +23,9 @@ class MemoryBroker:
     Positions start with a token of the process, so that one from before a restart, or from
     another worker, is not found and answered with a reset instead of a wrong replay.
 
+    An app's tests `cut` it off, and `heal` it, to see what the app does while Redis is away.
+    Streams are counted all the same, as each worker does by itself then.
+
     :param max_events: entries kept.
     :param max_bytes: bytes of frames kept.
     """
@@ -33,6 +37,7 @@ class MemoryBroker:
         self._epoch = secrets.token_hex(6)
         self._log = EventLog(max_events, max_bytes, base=f"{self._epoch}-0")
         self._sink: Sink | None = None
+        self._cut = False
         self._max_events = max_events
         self._published: OrderedDict[str, str] = OrderedDict()
         self._generations: dict[str, str] = {}
@@ -41,16 +46,19 @@ class MemoryBroker:
 
     def publish(self, record: bytes, key: str) -> str:
         with self._lock:
+            self._reach()
             return self._append(record, key)
 
     def publish_all(
         self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
     ) -> list[str]:
         with self._lock:
+            self._reach()
             known: Mapping[str, str] = self._published if again else {}
             return [known.get(key) or self._append(record, key) for record, key in events]
 
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
+        self._reach()
         newest = self._generations
         return tuple([newest.get(pattern, self._epoch) for pattern in patterns])
 
@@ -58,7 +66,7 @@ class MemoryBroker:
         return False
 
     def ping(self) -> None:
-        pass
+        self._reach()
 
     def lease(
         self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
@@ -86,6 +94,7 @@ class MemoryBroker:
     def put(self, key: str, value: bytes, seconds: float) -> None:
         now = time.monotonic()
         with self._lock:
+            self._reach()
             self._kept[key] = (now + seconds, value)
             # Most live equally long, so that the first are the first to be void.
             while self._kept and (
@@ -95,6 +104,7 @@ class MemoryBroker:
 
     def take(self, keys: Sequence[str]) -> list[bytes | None]:
         with self._lock:
+            self._reach()
             taken = [self._kept.pop(key, (0.0, b"")) for key in keys]
         now = time.monotonic()
         return [value if due > now else None for due, value in taken]
@@ -108,6 +118,31 @@ class MemoryBroker:
     def close(self) -> None:
         with self._lock:
             self._sink = None
+
+    def cut(self) -> None:
+        """Take nothing and give nothing from now on, as a Redis that is away."""
+        with self._lock:
+            self._cut = True
+
+    def heal(self, *, lost: bool = False) -> None:
+        """Undo `cut`.
+
+        :param lost: come back without the history, as a Redis that lost its data.
+        """
+        with self._lock:
+            self._cut = False
+            if lost:
+                self._epoch = secrets.token_hex(6)
+                self._log.restart(f"{self._epoch}-{self._log.end + 1}")
+                self._published.clear()
+                self._generations.clear()
+                self._kept.clear()
+                if self._sink is not None:
+                    self._sink.restart(self._log.position, [])
+
+    def _reach(self) -> None:
+        if self._cut:
+            raise BrokerUnavailable("The broker is cut off, by a test")
 
     def _append(self, record: bytes, key: str) -> str:
         entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..hub import Hub
@@ -82,12 +83,22 @@ class Portable:
 
 
 class PortableStream(Iterator[bytes]):
-    """The body of one stream. Its server calls `__next__` and `close` from one thread."""
+    """The body of one stream. Its server calls `__next__` and `close` from one thread.
 
-    def __init__(self, portable: Portable, request: StreamRequest) -> None:
+    :param patience: tells until when, on the monotonic clock, `__next__` may wait for an event
+        before it returns no bytes; by default it waits for the heartbeat.
+    """
+
+    def __init__(
+        self,
+        portable: Portable,
+        request: StreamRequest,
+        patience: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self._portable = portable
         self._hub = portable.hub
         self._request = request
+        self._patience = patience
         self._bodies: Iterator[bytes] | None = None
         self._joined = False
         self._lease = request.lease
@@ -149,8 +160,10 @@ class PortableStream(Iterator[bytes]):
                 body, seen = hub.heartbeat()
                 if seen != ordinal:
                     continue
+            elif now >= (until := self._patience()):
+                yield b""
             else:
-                self._portable.wait(ordinal, min(due, end))
+                self._portable.wait(ordinal, min(due, end, until))
             if body:
                 yield body
                 due = time.monotonic() + hub.silence()
