@@ -95,6 +95,7 @@ class Events(Sequence[Emitted]):
 
         :raises AssertionError: when there is none, or more; it says what was emitted instead.
         """
+        __tracebackhide__ = True
         found = self.of(pattern)
         if len(found) == 1:
             return found[0]
@@ -111,6 +112,7 @@ class Events(Sequence[Emitted]):
 
         :raises AssertionError: after *timeout* seconds; it says what was emitted instead.
         """
+        __tracebackhide__ = True
         with self._more:
             if not self._more.wait_for(lambda: len(self.of(pattern)) >= count, timeout):
                 raise AssertionError(
@@ -218,6 +220,7 @@ class StreamClient(Iterator[Received]):
         self.close()
 
     def __next__(self) -> Received:
+        __tracebackhide__ = True
         event = self._take(time.monotonic() + self._timeout)
         if event is None:
             raise AssertionError(
@@ -231,6 +234,7 @@ class StreamClient(Iterator[Received]):
 
         :raises AssertionError: when another came, none in time, or the stream ended.
         """
+        __tracebackhide__ = True
         wanted = TypeFilter.parse(pattern)
         try:
             event = next(self)
