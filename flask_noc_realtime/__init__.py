@@ -5,6 +5,7 @@ from __future__ import annotations
 from .auth import Identity
 from .coalesce import coalesce
 from .emit import Emitter
+from .emits import emits, emitting
 from .errors import (
     BrokerUnavailable,
     ConfigError,
@@ -32,4 +33,6 @@ __all__ = [
     "PayloadTooLarge",
     "UnknownTypeError",
     "coalesce",
+    "emits",
+    "emitting",
 ]

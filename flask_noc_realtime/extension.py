@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask, Request, Response, current_app, g, has_app_context, request
 
 from .auth import ANONYMOUS, Identity, IdentityLoader, jwt_loader
 from .blueprint import EXTENSION, create_blueprint
+from .coalesce import Coalescing
 from .config import Config
 from .errors import ConfigError
 from .event import Catalogue
 from .process import Process, create_broker
+
+_logger = logging.getLogger("flask_noc_realtime")
 
 
 class State:
@@ -58,6 +63,25 @@ class State:
         session = getattr(current_app.extensions.get("sqlalchemy"), "session", None)
         return session is not None and session.registry.has() and session().in_transaction()
 
+    def emit(
+        self,
+        type: str,
+        data: Any,
+        permissions: Collection[str] | None = None,
+        user_id: str | None = None,
+    ) -> str | None:
+        """Emit as `NocRealtime.emit` does."""
+        if self._extension._mutes:
+            return None
+        emitter = self.process().emitter
+        return emitter.emit(type, data, permissions=permissions, user_id=user_id)
+
+    def forgive(self, type: str) -> None:
+        """Log the error that is being handled, or raise it again where the app wants that."""
+        if self.config.emit_errors == "raise":
+            raise
+        _logger.exception("No %r was emitted.", type)
+
     def process(self) -> Process:
         """Return this process's runtime; made on first use, and anew after a fork."""
         process = self._process
@@ -82,6 +106,9 @@ class NocRealtime:
         self._identity_loader: IdentityLoader | None = None
         self._transaction_probe: Callable[[], bool] | None = None
         self._states: weakref.WeakSet[State] = weakref.WeakSet()
+        self.coalesce = Coalescing(self._state)
+        self._lock = threading.Lock()
+        self._mutes = 0
         if app is not None:
             self.init_app(app)
 
@@ -127,8 +154,21 @@ class NocRealtime:
         :raises EventError: when the event itself is wrong; nothing is published.
         :raises BrokerUnavailable: only with ``NOC_REALTIME_EMIT_ERRORS = "raise"``.
         """
-        emitter = self._state().process().emitter
-        return emitter.emit(type, data, permissions=permissions, user_id=user_id)
+        return self._state().emit(type, data, permissions, user_id)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Emit nothing while the block runs, whoever tries and in whichever thread; for tests.
+
+        An emit returns None meanwhile, and its event is never published.
+        """
+        with self._lock:
+            self._mutes += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._mutes -= 1
 
     def register_type(self, type: str) -> None:
         """Add an event type of your own, dotted lower-case words, for example ``link.flapped``.

@@ -20,7 +20,7 @@ from tests.conftest import require
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
-PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "notice", "wheel")
+PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "notice", "recipe", "wheel")
 THREADS = ("combine", "flight", "metrics")
 TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {
