@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask, request, session
 
-from flask_noc_realtime import BrokerUnavailable, ConfigError, Identity, NocRealtime
+from flask_noc_realtime import BrokerUnavailable, ConfigError, Identity, NocRealtime, coalesce
 from flask_noc_realtime.testing import (
     Events,
     StreamRefused,
@@ -253,6 +253,22 @@ def test_a_cut_broker_queues_and_a_healed_one_publishes_in_order(
         assert [event.data for event in stream.read()] == [0, 1, 2]
     assert [event.position for event in events] == [None] * 3
     assert site.realtime.emit("log.added") is not None
+
+
+def test_results_are_kept_again_once_the_broker_is_healed(site: Site) -> None:
+    """At once, so that a test after an outage shares what it would share without one."""
+    runs: list[int] = []
+
+    @site.app.get("/stats")
+    @coalesce(scope="public", ttl=60, invalidate_on=["incident.*"])
+    def stats() -> list[int]:
+        runs.append(len(runs))
+        return runs
+
+    client = site.app.test_client()
+    with cut(site.app):
+        assert [client.get("/stats").json[-1] for _ in range(2)] == [0, 1]
+    assert [client.get("/stats").json[-1] for _ in range(2)] == [2, 2]
 
 
 def test_only_the_app_that_is_meant_is_cut(site: Site) -> None:
