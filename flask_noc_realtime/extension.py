@@ -10,15 +10,18 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from blinker import ANY, Signal
 from flask import Flask, Request, Response, current_app, g, has_app_context, request
 
 from .auth import ANONYMOUS, Identity, IdentityLoader, jwt_loader
 from .blueprint import EXTENSION, create_blueprint
+from .bridge import Bridge
 from .coalesce import Coalescing
 from .config import Config
 from .errors import ConfigError
 from .event import Catalogue
 from .process import Process, create_broker
+from .recipe import Data, Permissions, User
 
 _logger = logging.getLogger("flask_noc_realtime")
 
@@ -109,6 +112,7 @@ class NocRealtime:
         self.coalesce = Coalescing(self._state)
         self._lock = threading.Lock()
         self._mutes = 0
+        self._wires: set[object] = set()
         if app is not None:
             self.init_app(app)
 
@@ -155,6 +159,31 @@ class NocRealtime:
         :raises BrokerUnavailable: only with ``NOC_REALTIME_EMIT_ERRORS = "raise"``.
         """
         return self._state().emit(type, data, permissions, user_id)
+
+    def bridge(
+        self,
+        signal: Signal,
+        *,
+        type: str,
+        data: Data | None = None,
+        permissions: Permissions | None = None,
+        user_id: User | None = None,
+        sender: Any = ANY,
+    ) -> Bridge:
+        """Emit an event whenever a blinker signal is sent, until the bridge is stopped.
+
+        The values an event is made of are the signal's keywords, by name, and its ``sender``.
+        What goes wrong with the event is handled as by `emits`.
+
+        :param type: a type of the catalogue, or one of your own.
+        :param data: as for `emits`; the signal's keywords unless given.
+        :param permissions: as for `emits`.
+        :param user_id: as for `emits`.
+        :param sender: only what this one sends.
+        :raises EventError: when *type* is no event type.
+        :raises ConfigError: when the event cannot be made like that.
+        """
+        return Bridge(self, signal, type, data, permissions, user_id, sender)
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -247,6 +276,18 @@ class NocRealtime:
                 "so it is unclear which one is meant. Wrap the call in `with app.app_context():`."
             )
         return states[0]
+
+    def _addressed(self, type: str) -> State | None:
+        """Return the state that an event from outside is for; None when it is for other apps."""
+        if has_app_context():
+            state = current_app.extensions.get(EXTENSION)
+            # Signals and models are shared by all apps of the process.
+            return state if state in self._states else None
+        try:
+            return self._state()
+        except ConfigError as error:
+            _logger.error("No %r was emitted: %s", type, error)
+            return None
 
 
 def _remember_position() -> None:

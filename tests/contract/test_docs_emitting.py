@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import flask_login
 import pytest
+from blinker import Signal
 from flask import Flask
 
 from flask_noc_realtime import NocRealtime
@@ -31,6 +33,8 @@ class Page:
             "line": "a line",
             "note": "a note",
             "restart": lambda: 0,
+            "incident_closed": Signal(),
+            "fill_the_test_database": lambda: self.realtime.emit("log.added"),
         }
 
     @staticmethod
@@ -88,3 +92,18 @@ def test_the_services_emit_by_decoration(page: Page) -> None:
         ("notification.sent", "hello"),
     ]
     assert emitted(page.app)[-1].rule.user_id == "9"
+
+
+def test_the_signals_are_bridged(page: Page) -> None:
+    """The app's own, and Flask-Login's."""
+    names = page.run(*blocks("emitting", "python", "Signals the app sends already"))
+    names["incident_closed"].send("service", id=7)
+    flask_login.user_logged_in.send(page.app, user=SimpleNamespace(id="9"))
+    assert told(page.app) == [("incident.updated", {"id": 7}), ("log.added", {"user": "9"})]
+
+
+def test_the_test_database_is_filled_in_silence(page: Page) -> None:
+    """And only that."""
+    page.run(*blocks("emitting", "python", "Emitting nothing"))
+    page.realtime.emit("log.added", "then")
+    assert told(page.app) == [("log.added", "then")]
