@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import itertools
 import logging
@@ -11,41 +10,33 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
-from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
-from urllib.parse import parse_qsl
 
-from flask import Response, current_app, g, has_app_context, has_request_context, request
-from werkzeug.exceptions import HTTPException
+from flask import Response, current_app, has_app_context, has_request_context, request
 
-from .answer import Answer, NotShareable, dropped, now
 from .audience import TypeFilter
 from .blueprint import EXTENSION
-from .errors import ConfigError, IdentityError, ParameterError
-from .flight import Flights, How, Kept, Landed
+from .errors import ConfigError, IdentityError
+from .event import INVALIDATE, patterns_of
+from .flight import Flights, Kept, Landed
 from .generation import Unknown
-from .key import digest
-from .shelf import Codec
-from .witness import Witness
+from .key import canonical, digest
+from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
+from .view import CoalescedView
 
 if TYPE_CHECKING:
     from .extension import State
-    from .process import Process
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Scope = str | Callable[[], Any]
-
-SCOPES = ("public", "role", "permissions", "user")
-_OWN_READS = {"user": frozenset({"session", "authorization", "g.user"})}
-_MAX_BYTES = 1024 * 1024
-_RESPONSE_OVERHEAD = 1024
 _DEFAULT_TTL = 5.0
+_CLASSES = 32
 
 _logger = logging.getLogger("flask_noc_realtime")
 _numbers = itertools.count(1)
+_coalesced: weakref.WeakKeyDictionary[Any, Coalesced] = weakref.WeakKeyDictionary()
 
 
 class _Nobody:
@@ -53,62 +44,6 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-
-
-_APART = object()
-"""Stands for the response of a view that each caller is to run alone."""
-
-
-class _Raised:
-    """An error that belongs to the caller who ran into it."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Who shares a result, for how long, and what ends it.
-
-    :ivar scope: see `coalesce`, as are the others.
-    """
-
-    scope: Scope
-    ttl: float | None = None
-    invalidate_on: tuple[str, ...] = ()
-    vary: tuple[str, ...] = ()
-    headers: frozenset[str] = frozenset()
-    reads: frozenset[str] = frozenset()
-    max_bytes: int = _MAX_BYTES
-    key: Callable[..., Any] | None = None
-    view: bool | None = None
-
-    def __post_init__(self) -> None:
-        if not callable(self.scope) and self.scope not in SCOPES:
-            raise ConfigError(
-                f"@coalesce needs a scope, and {self.scope!r} is none: say who may share a result "
-                f"with scope={', '.join(map(repr, SCOPES))}, or a function that returns what the "
-                "requests that share have in common. Without it one user's page would be another's."
-            )
-        if self.ttl is not None and not 0 <= self.ttl < float("inf"):
-            raise ConfigError(f"ttl is {self.ttl!r}; use seconds, or 0 to keep nothing.")
-        for pattern in self.invalidate_on:
-            _check_pattern(pattern)
-
-    @property
-    def covered(self) -> frozenset[str]:
-        """What a view may read, being in the key or declared not to matter."""
-        own = (
-            _OWN_READS.get(self.scope, frozenset()) if isinstance(self.scope, str) else frozenset()
-        )
-        names = self.varies
-        cookies = {"cookies", "session"} if "cookie" in names else set()
-        return self.reads | own | cookies | names
-
-    @property
-    def varies(self) -> frozenset[str]:
-        """The request headers in the key, in lower case."""
-        return frozenset(name.lower() for name in self.vary)
 
 
 def coalesce(
@@ -121,9 +56,11 @@ def coalesce(
     vary: Collection[str] = (),
     headers: Collection[str] = (),
     reads: Collection[str] = (),
-    max_bytes: int = _MAX_BYTES,
+    max_bytes: int = MAX_BYTES,
     key: Callable[..., Any] | None = None,
     view: bool | None = None,
+    stale_while_revalidate: float = 0.0,
+    refresh_early: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let callers who ask for the same share one execution of a view, or of a function.
 
@@ -147,59 +84,107 @@ def coalesce(
     :param max_bytes: larger responses are not shared.
     :param key: for a function: takes its arguments and returns what identifies them.
     :param view: whether it is a view; found out by default.
+    :param stale_while_revalidate: seconds beyond *ttl* that a result is still given out while
+        one caller works out the next (RFC 5861); an event ends it all the same.
+    :param refresh_early: have one caller work out the next already in the last fifth of *ttl*,
+        so that nobody waits for it.
     :raises ConfigError: without a scope, or where the function cannot be shared.
     """
     policy = Policy(
         cast(Scope, scope if function is None else None),
         ttl,
-        _names("invalidate_on", invalidate_on),
-        tuple(sorted(_names("vary", vary), key=str.lower)),
-        frozenset(name.lower() for name in _names("headers", headers)),
-        frozenset(name.lower() for name in _names("reads", reads)),
+        names("invalidate_on", invalidate_on),
+        tuple(sorted(names("vary", vary), key=str.lower)),
+        frozenset(name.lower() for name in names("headers", headers)),
+        frozenset(name.lower() for name in names("reads", reads)),
         max_bytes,
         key,
         view,
+        stale_while_revalidate,
+        refresh_early,
     )
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         _refuse_unfit(function)
-        shared = _Shared(function, policy)
+        coalesced = Coalesced(function, policy)
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            return cast(R, shared(args, kwargs))
+            return cast(R, coalesced(args, kwargs))
 
-        shared.wrapper = wrapper
+        coalesced.wrapper = wrapper
+        _coalesced[wrapper] = coalesced
         return wrapper
 
     return decorate
 
 
-class _Shared:
-    """A decorated function."""
+class Coalesced:
+    """A decorated function.
+
+    Its results fall into classes by their arguments, and each class has a generation of its
+    own in the broker, with which `invalidate` ends what is kept.
+    """
 
     def __init__(self, function: Callable[..., Any], policy: Policy) -> None:
         self.wrapper: Callable[..., Any] | None = None
         self.function = function
         self.policy = policy
-        self._name = getattr(function, "__qualname__", repr(function))
+        self.name = getattr(function, "__qualname__", repr(function))
+        path = f"{getattr(function, '__module__', '')}.{self.name}".replace(" ", "_")
+        self.own = tuple(f"{path}#{number}" for number in range(_CLASSES))
         self._number = next(_numbers)
-        self._covered = policy.covered
-        self._environ_names = [f"HTTP_{name.upper().replace('-', '_')}" for name in policy.vary]
         self._views: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._own: tuple[int, Flights[Any]] | None = None
+        self._outside: tuple[int, Flights[Any]] | None = None
         self._lock = threading.Lock()
-        self._unsound = False
         self._warned: set[str] = set()
-        self._codecs: weakref.WeakKeyDictionary[Any, Codec[Answer]] = weakref.WeakKeyDictionary()
+        self._view = CoalescedView(self)
+        self._signature, self._plain = _signature(function)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._unsound:
+        if self._view.unsound:
             return self.function(*args, **kwargs)
-        if has_request_context() and self._is_view():
-            return self._view(args, kwargs)
-        return self._call(args, kwargs)
+        if not has_request_context() or not self._is_view():
+            return self._call(args, kwargs)
+        if request.method not in ("GET", "HEAD"):
+            return self.function(*args, **kwargs)
+        state = _state(self.name)
+        self._check_types(state)
+        scope = self._scope(state)
+        if scope is _NOBODY:
+            return self.function(*args, **kwargs)
+        return self._view(state, scope, args, kwargs)
+
+    def ttl(self, state: State | None) -> float:
+        """Return the seconds a result is given out."""
+        if self.policy.ttl is not None:
+            return self.policy.ttl
+        return _DEFAULT_TTL if state is None else state.config.coalesce_ttl
+
+    def own_of_view(self, view_args: dict[str, Any] | None) -> str:
+        """Return the generation of what the URL's values in *view_args* lead to."""
+        return self.own[digest((view_args,))[0] % _CLASSES if view_args else 0]
+
+    def own_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Return the generations that end what was worked out for these arguments.
+
+        :raises ConfigError: when neither the function nor a view can have them.
+        """
+        if not args and not kwargs:
+            return self.own
+        own = () if args else (self.own_of_view(kwargs),)
+        try:
+            return (*own, self.own[self._digest(args, kwargs)[0] % _CLASSES])
+        except (TypeError, ConfigError) as error:
+            if own:
+                return own
+            raise ConfigError(f"{self.name} cannot have these arguments: {error}.") from error
+
+    def forget_outside(self) -> None:
+        """Forget what was worked out outside of any app."""
+        with self._lock:
+            self._outside = None
 
     # A view, or a function that a view calls?
 
@@ -226,238 +211,112 @@ class _Shared:
                 last, inner = inner, getattr(inner, "__wrapped__", getattr(inner, "func", None))
             if outer is not None and _hides(last, self.wrapper):
                 raise ConfigError(
-                    f"It is unclear whether {self._name} is the view of {request.endpoint!r}, or "
+                    f"It is unclear whether {self.name} is the view of {request.endpoint!r}, or "
                     "a function the view calls: a decorator above @coalesce lacks "
                     "functools.wraps. Add it, or say view=True or view=False to @coalesce."
                 )
         return False
 
-    # Views.
-
-    def _view(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if request.method not in ("GET", "HEAD"):
-            return self.function(*args, **kwargs)
-        state = _state(self._name)
-        process = state.process()
-        self._check_types(state)
-        scope = self._scope(state)
-        if scope is _NOBODY:
-            return self.function(*args, **kwargs)
-        key = self._view_key(scope)
-        flights = process.flights
-        kept = self._kept(flights, key)
-        if kept is None:
-            call = _ViewCall(self, state, process, key, args, kwargs)
-            return call.answer()
-        return self._show(kept.value, _hit(kept.until - flights.clock()), now() - kept.value.at)
-
-    def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
-        g._noc_realtime_position = answer.position
-        return answer.respond(request, status, age)
-
-    def _kept(self, flights: Flights[Any], key: bytes) -> Kept[Any] | None:
-        """Look into the store by the shortest way, where no event can have ended what is there."""
-        if self.policy.invalidate_on:
-            return None
-        return flights.results.get(key, (), flights.clock())
-
-    def _view_key(self, scope: Any) -> bytes:
-        environ = request.environ
-        query = environ.get("QUERY_STRING", "")
-        return digest(
-            (
-                "view",
-                current_app.import_name,
-                request.endpoint,
-                request.scheme,
-                request.host,
-                request.root_path,
-                request.path,
-                _sorted_query(query) if query else (),
-                tuple([environ.get(name) for name in self._environ_names]),
-                scope,
-            )
-        )
-
-    def execute(
-        self,
-        state: State,
-        process: Process,
-        generations: Hashable,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Landed[Any]:
-        """Run the view, and take from its response what everybody gets."""
-        policy = self.policy
-        at = now()
-        position = g.get("_noc_realtime_position") or process.position()
-        witness = Witness(self._covered)
-        try:
-            with witness:
-                response = self._respond(args, kwargs)
-        except Exception as error:
-            if not self._sound(witness):
-                return Landed(_Raised(error), shared=False)
-            raise
-        if not self._sound(witness) or witness.changed:
-            return Landed(response, shared=False)
-        response.vary.update(policy.vary)
-        try:
-            answer = Answer.of(
-                response,
-                allowed=policy.headers,
-                varies=policy.varies,
-                max_bytes=policy.max_bytes,
-                private=policy.scope != "public",
-                position=position,
-                at=at,
-            )
-        except NotShareable as reason:
-            _logger.debug("The response of %s is not shared: %s.", self._name, reason)
-            return Landed(response, shared=False)
-        self._warn_of_dropped(response)
-        keep = answer.status == 200 and not isinstance(generations, Unknown)
-        ttl = self._ttl(state.config.coalesce_ttl) if keep else 0.0
-        return Landed(answer, ttl, weight=len(answer.body) + _RESPONSE_OVERHEAD)
-
-    def _respond(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Response:
-        try:
-            return current_app.make_response(self.function(*args, **kwargs))
-        except HTTPException as error:
-            # One response object cannot be sent to several.
-            if error.response is None:
-                raise
-            return cast(Response, error.response)
-
-    def _sound(self, witness: Witness) -> bool:
-        """Tell whether what the view read is in its key.
-
-        :raises ConfigError: in debug and tests, where somebody can mend it.
-        """
-        uncovered = witness.uncovered
-        if not uncovered:
-            return True
-        message = (
-            f"{self._name} is shared with scope={self.policy.scope!r} and read "
-            f"{', '.join(uncovered)}, which other requests with the same key need not have. "
-            "Use scope='user', or name headers in vary=[...]; if the result does not depend on "
-            f"it, say so with reads={uncovered!r}."
-        )
-        if current_app.debug or current_app.testing:
-            raise ConfigError(message)
-        with self._lock:
-            first, self._unsound = not self._unsound, True
-        if first:
-            _logger.warning("%s Its results are no longer shared.", message)
-        return False
-
-    def _warn_of_dropped(self, response: Response) -> None:
-        names = dropped(response, self.policy.headers)
-        if names:
-            self._warn(
-                f"{self._name} is shared without its headers {', '.join(sorted(names))}; name "
-                "those that all should get in headers=[...] of @coalesce."
-            )
-
-    def warn_of_transaction(self) -> None:
-        """Say, once, that results are neither kept nor shared, and what to do."""
-        self._warn(
-            f"A database transaction is open when {self._name} begins, and what it reads may be "
-            "from before an event: it is neither kept nor shared. End the transaction first, for "
-            "example with db.session.rollback(). If every statement sees the newest data (READ "
-            "COMMITTED), register that: realtime.transaction_probe(lambda: False)."
-        )
-
-    def _warn(self, message: str) -> None:
-        with self._lock:
-            if message in self._warned:
-                return
-            self._warned.add(message)
-        _logger.warning(message)
-
-    def codec(self) -> Codec[Answer] | None:
-        """Return how answers are sealed for other workers, or None without a secret to do it."""
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
-        codec = self._codecs.get(app)
-        if codec is not None:
-            return codec
-        secret = app.secret_key
-        if not secret:
-            self._warn(
-                f"{self._name} is shared within each worker only: set SECRET_KEY, "
-                "with which workers tell each other's results from what others put into Redis."
-            )
-            return None
-        secret = secret.encode() if isinstance(secret, str) else secret
-        own = hashlib.blake2b(secret, digest_size=32, person=b"noc-answer").digest()
-        codec = self._codecs[app] = Codec(
-            lambda answer, key: answer.seal(own, key),
-            lambda data, key: Answer.unseal(data, own, key),
-        )
-        return codec
-
     # Functions.
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        policy = self.policy
         state: State | None = None
         if has_app_context():
             state = current_app.extensions.get(EXTENSION)
         scope = self._scope(state)
         if scope is _NOBODY:
             return self.function(*args, **kwargs)
-        key = self._call_key(args, kwargs, scope)
-        if not policy.invalidate_on:
-            flights = self._own_flights() if state is None else state.process().flights
-            kept = flights.results.get(key, (), flights.clock())
-            if kept is not None:
-                return kept.value
-            capture: Callable[[], Hashable] = tuple
-        else:
-            state = state or _state(self._name)
+        arguments = self._digest(args, kwargs)
+        own = self.own[arguments[0] % _CLASSES]
+        key: Hashable = self._number, arguments, None if scope is None else canonical(scope)
+        if self.policy.invalidate_on:
+            state = state or _state(self.name)
             self._check_types(state)
             if state.in_transaction():
                 self.warn_of_transaction()
                 return self.function(*args, **kwargs)
             process = state.process()
             flights = process.flights
-
-            def capture() -> Hashable:
-                return process.generations.read(policy.invalidate_on)
-
-        ttl = self._ttl(_DEFAULT_TTL if state is None else state.config.coalesce_ttl)
+            patterns = (*self.policy.invalidate_on, own)
+            capture: Callable[[], Hashable]
+            capture = functools.partial(process.generations.read, patterns)
+        elif state is not None:
+            process = state.process()
+            flights = process.flights
+            capture = functools.partial(process.hub.invalidations.of, own)
+        else:
+            flights = self._flights_outside()
+            capture = _always
+        ttl = self.ttl(state)
+        spare: Kept[Any] | None = None
+        if self.policy.refreshes or not self.policy.invalidate_on:
+            kept = flights.results.get(key, capture(), flights.clock())
+            if kept is not None:
+                due = self.policy.due(ttl)
+                if kept.until - flights.clock() > due:
+                    return kept.value
+                spare = kept
 
         def work(generations: Hashable) -> Landed[Any]:
             value = self.function(*args, **kwargs)
             if isinstance(value, (Iterator, Awaitable, Response)):
                 # It can be used up once only.
                 return Landed(value, shared=False)
-            return Landed(value, 0.0 if isinstance(generations, Unknown) else ttl)
+            known = not isinstance(generations, Unknown)
+            return Landed(value, ttl + self.policy.stale if known else 0.0)
 
-        return flights.fly(key, capture, work).value
+        try:
+            return flights.fly(key, capture, work, spare=spare).value
+        except Exception:
+            if spare is None:
+                raise
+            self.log_refresh()
+            return spare.value
 
-    def _call_key(self, args: tuple[Any, ...], kwargs: dict[str, Any], scope: Any) -> bytes:
+    def _digest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """Return what identifies the arguments, whichever way they are passed."""
         if self.policy.key is not None:
-            return digest((self._number, self.policy.key(*args, **kwargs), scope))
-        if kwargs:
-            bound = inspect.signature(self.function).bind(*args, **kwargs)
+            return digest((self.policy.key(*args, **kwargs),))
+        if (kwargs or len(args) != self._plain) and self._signature is not None:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
-        return digest((self._number, args, kwargs, scope))
+        return digest((args, kwargs))
 
-    def _own_flights(self) -> Flights[Any]:
+    def _flights_outside(self) -> Flights[Any]:
         """Return the flights of calls outside of any app; made anew after a fork."""
-        own = self._own
-        if own is None or own[0] != os.getpid():
+        held = self._outside
+        if held is None or held[0] != os.getpid():
             with self._lock:
-                if self._own is None or self._own[0] != os.getpid():
-                    self._own = os.getpid(), Flights()
-                own = self._own
-        return own[1]
+                if self._outside is None or self._outside[0] != os.getpid():
+                    self._outside = os.getpid(), Flights()
+                held = self._outside
+        return held[1]
 
     # Both.
 
-    def _ttl(self, default: float) -> float:
-        return default if self.policy.ttl is None else self.policy.ttl
+    def warn_of_transaction(self) -> None:
+        """Say, once, that results are neither kept nor shared, and what to do."""
+        self.warn(
+            f"A database transaction is open when {self.name} begins, and what it reads may be "
+            "from before an event: it is neither kept nor shared. End the transaction first, for "
+            "example with db.session.rollback(). If every statement sees the newest data (READ "
+            "COMMITTED), register that: realtime.transaction_probe(lambda: False)."
+        )
+
+    def warn(self, message: str) -> None:
+        """Log a warning once."""
+        with self._lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+        _logger.warning(message)
+
+    def log_refresh(self) -> None:
+        """Log the error that is being handled, of a result that is given out all the same."""
+        _logger.exception(
+            "Working out %s anew failed; what is kept is given out until its time ends.", self.name
+        )
 
     def _scope(self, state: State | None) -> Any:
         """Return what those who share have in common, or _NOBODY."""
@@ -469,7 +328,7 @@ class _Shared:
             return _NOBODY if value is None else ("callable", value)
         if state is None or not has_request_context():
             raise ConfigError(
-                f"{self._name} is shared by {scope}, and there is no request of an app with "
+                f"{self.name} is shared by {scope}, and there is no request of an app with "
                 "NocRealtime to tell whose. Use scope='public' or a function."
             )
         try:
@@ -494,101 +353,75 @@ class _Shared:
         for pattern in self.policy.invalidate_on:
             if not any(map(TypeFilter.parse(pattern).matches, types)):
                 raise ConfigError(
-                    f"invalidate_on of {self._name} has {pattern!r}, which no known event "
+                    f"invalidate_on of {self.name} has {pattern!r}, which no known event "
                     f"matches. Known types: {', '.join(types)}."
                 )
         self._checked.add(state)
 
 
-class _ViewCall:
-    """One request that was not answered from the memory of its process."""
+class Coalescing:
+    """`NocRealtime.coalesce`: the decorator, and what ends its results by hand."""
 
-    def __init__(
-        self,
-        shared: _Shared,
-        state: State,
-        process: Process,
-        key: bytes,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self._shared = shared
+    __call__ = staticmethod(coalesce)
+
+    def __init__(self, state: Callable[[], State]) -> None:
         self._state = state
-        self._process = process
-        self._key = key
-        self._args = args
-        self._kwargs = kwargs
-        self._patterns = shared.policy.invalidate_on
-        self._codec = shared.codec() if process.shelf is not None else None
-        self._shelf = process.shelf if self._codec is not None else None
-        self._seen: Hashable = None
-        self._how = How.LED
-        self._stored = False
 
-    def answer(self) -> Any:
-        """Return the response, as the work of this caller or of another."""
-        if self._shelf is not None and self._patterns:
-            look = self._shelf.look(self._key, self._patterns)
-            self._seen = Unknown() if look is None else look.names
-            if look is not None and look.state == "alone":
-                return self._alone()
-            if look is not None and look.value is not None and self._codec is not None:
-                answer = self._codec.unseal(look.value, self._key)
-                if answer is not None:
-                    return self._show(answer, _hit(look.seconds), now() - answer.at)
-        if self._patterns and self._state.in_transaction():
-            self._shared.warn_of_transaction()
-            return self._alone()
-        flights = self._process.flights
-        flown = flights.fly(self._key, self._capture, self._work, self._alone)
-        value = flown.value
-        if isinstance(value, _Raised):
-            raise value.error
-        if value is _APART:
-            return self._alone()
-        if not isinstance(value, Answer):
-            return value
-        if flown.how is How.KEPT:
-            return self._show(value, _hit(flown.until - flights.clock()), now() - value.at)
-        if flown.how is How.JOINED:
-            return self._show(value, "fwd=uri-miss; collapsed")
-        if self._how is How.KEPT:
-            return self._show(value, "hit", now() - value.at)
-        return self._show(value, "fwd=uri-miss; stored" if self._stored else "fwd=uri-miss")
+    def invalidate(
+        self, what: str | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> str | None:
+        """End results as an event would: whoever asks afterwards is given none from before.
 
-    def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
-        return self._shared._show(answer, status, age)
+        Call it after the commit. It returns as `NocRealtime.emit` does. A result that only time
+        ends is gone in this worker at once, and in the others when the call reaches them.
 
-    def _alone(self) -> Any:
-        return self._shared.function(*self._args, **self._kwargs)
-
-    def _capture(self) -> Hashable:
-        # What the first look saw is still before anything this caller reads.
-        seen, self._seen = self._seen, None
-        return self._process.generations.read(self._patterns) if seen is None else seen
-
-    def _work(self, generations: Hashable) -> Landed[Any]:
-        if self._shelf is None or self._codec is None or isinstance(generations, Unknown):
-            landed = self._execute(generations)
+        :param what: an event type or a pattern such as ``incident.*`` for all that name it, or
+            one it matches, in *invalidate_on*; or a coalesced function or view.
+        :param args: with *kwargs*, what the function was called with, or the values in the URL
+            of the view (by keyword); without any, all of its results end.
+        :raises ConfigError: when *what* is neither, or cannot have these arguments.
+        """
+        state = self._state()
+        process = state.process()
+        if isinstance(what, str):
+            if args or kwargs:
+                raise ConfigError("A pattern takes no arguments; pass a coalesced function.")
+            ended = _generations_of(what, state)
         else:
-            self._how, found = self._shelf.obtain(
-                self._key, self._patterns, self._codec, self._execute
-            )
-            landed = Landed(_APART, shared=False) if found is None else found
-        self._stored = landed.ttl > 0
-        if self._shelf is not None and self._patterns:
-            # Everybody asks Redis first: it would never be looked for here.
-            return replace(landed, ttl=0.0)
-        return landed
-
-    def _execute(self, generations: Hashable) -> Landed[Any]:
-        return self._shared.execute(
-            self._state, self._process, generations, self._args, self._kwargs
-        )
+            coalesced = coalesced_of(what)
+            coalesced.forget_outside()
+            ended = coalesced.own_of(args, kwargs)
+        process.hub.invalidations.count(ended)
+        return process.emitter.give_notice(INVALIDATE, " ".join(ended))
 
 
-def _hit(left: float) -> str:
-    return f"hit; ttl={max(0, int(left))}"
+def coalesced_of(function: Any) -> Coalesced:
+    """Return what `coalesce` made of *function*, looking beneath decorators above it.
+
+    :raises ConfigError: when it is not coalesced.
+    """
+    inner = function
+    while inner is not None:
+        # A method that is bound is another object each time.
+        inner = getattr(inner, "__func__", inner)
+        try:
+            return _coalesced[inner]
+        except (KeyError, TypeError):
+            inner = getattr(inner, "__wrapped__", None)
+    raise ConfigError(f"{function!r} is not coalesced; pass a function or view with @coalesce.")
+
+
+def _generations_of(pattern: str, state: State) -> tuple[str, ...]:
+    """Return the pattern, and those of the known types it matches."""
+    check_pattern("invalidate", pattern)
+    matches = TypeFilter.parse(pattern).matches
+    types = [type for type in state.catalogue.types() if matches(type)]
+    if not types and "*" not in pattern:
+        types = [pattern]
+    ended = {pattern: None}
+    for type in types:
+        ended.update(dict.fromkeys(patterns_of(type)))
+    return tuple(ended)
 
 
 def _state(name: str) -> State:
@@ -618,28 +451,19 @@ def _refuse(function: Any, reason: str) -> NoReturn:
     raise ConfigError(f"@coalesce: {getattr(function, '__qualname__', function)!s} {reason}.")
 
 
-def _names(name: str, value: Collection[str]) -> tuple[str, ...]:
-    # A str is a collection as well: of letters.
-    if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
-        raise ConfigError(f"{name} of @coalesce is {value!r}; pass a list of str.")
-    return tuple(value)
-
-
-def _check_pattern(pattern: str) -> None:
+def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature | None, int]:
+    """Return the signature, and how many arguments are always passed by position, or -1."""
     try:
-        TypeFilter.parse(pattern)
-        if "," in pattern:
-            raise ParameterError("it names several")
-    except ParameterError as error:
-        raise ConfigError(
-            f"invalidate_on has {pattern!r}; use types and patterns such as 'incident.*' ({error})."
-        ) from None
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None, -1
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    plain = kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return signature, len(signature.parameters) if plain else -1
 
 
-def _sorted_query(query: str) -> tuple[tuple[str, str], ...]:
-    """Return the pairs sorted by name; values of one name stay in order, as views see them."""
-    pairs = parse_qsl(query, keep_blank_values=True, encoding="latin-1")
-    return tuple(sorted(pairs, key=lambda pair: pair[0]))
+def _always() -> int:
+    return 0
 
 
 def _hides(outer: Any, wanted: Any, depth: int = 4) -> bool:

@@ -52,6 +52,8 @@ class Config:
     :ivar queue_events: events queued while the broker is away, at most.
     :ivar queue_bytes: bytes queued while the broker is away, at most.
     :ivar coalesce_ttl: seconds `@coalesce` gives out a result, unless told otherwise.
+    :ivar coalesce_store: ``auto`` keeps the pages of `@coalesce` in the app's Flask-Caching, where
+        it has one that fits; ``own`` never does.
     :ivar strict_types: refuse event types nobody registered.
     """
 
@@ -81,6 +83,7 @@ class Config:
     queue_events: int = 10_000
     queue_bytes: int = 16 * 1024 * 1024
     coalesce_ttl: float = 5.0
+    coalesce_store: str = "auto"
     strict_types: bool = True
 
     @classmethod
@@ -140,6 +143,7 @@ _CHOICES = {
     "transport": ("auto", "detached", "portable"),
     "emit_errors": ("log", "raise"),
     "stream_limit": ("reject", "evict"),
+    "coalesce_store": ("auto", "own"),
 }
 _LEAST = {
     "heartbeat": 0.1,
@@ -187,7 +191,6 @@ def _convert(key: str, value: Any, kind: type) -> Any:
             raise ConfigError(f"{key} is {value!r}; use a str.")
         return value
     try:
-        # An infinite interval would pass every check and fail the first stream.
         number = kind(value)
         # An infinite interval would pass every check and fail the first stream.
         if isinstance(value, bool) or number != float(value) or not math.isfinite(number):

@@ -29,13 +29,16 @@ CATALOGUE = (
     "notification.sent",
     "server.status.changed",
 )
+INVALIDATE = "coalesce.invalidate"
+
 NOTICES = {
     "stream.disconnect": "disconnected",
     "stream.refresh": "refresh",
     "stream.evict": "evicted",
+    INVALIDATE: None,
 }
-"""Records that end streams, and the reason each gives: they travel in the log, so that what was
-emitted after one is never seen by the streams it ends."""
+"""Records that no stream shows, and the reason given by those that end streams: they travel in
+the log, so that what was emitted after one is never seen by the streams it ends."""
 
 RESERVED = ("stream.open", "stream.reset", "stream.close", "heartbeat", *NOTICES)
 
@@ -117,7 +120,8 @@ def notice(type: str, about: str) -> bytes:
     """Encode the record of a notice.
 
     :param type: one of `NOTICES`.
-    :param about: the user whose streams end, or the lease of the one that is evicted.
+    :param about: the user whose streams end, the lease of the one that is evicted, or the
+        generations that move on, with spaces between.
     """
     return json.dumps([type, None, about], separators=(",", ":")).encode() + b"\n{}"
 
@@ -200,6 +204,13 @@ def patterns_of(type: str) -> tuple[str, ...]:
     words = type.split(".")
     prefixes = (".".join(words[:count]) for count in range(1, len(words)))
     return (type, *(f"{prefix}.*" for prefix in prefixes), "*")
+
+
+def generations_of(rule: Rule) -> tuple[str, ...]:
+    """Return the names of the generations that move on when a record with *rule* is published."""
+    if rule.type == INVALIDATE:
+        return tuple((rule.user_id or "").split())
+    return patterns_of(rule.type)
 
 
 def check_type(type: str) -> str:

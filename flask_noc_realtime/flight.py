@@ -43,12 +43,14 @@ class Landed(Generic[T]):
     :ivar ttl: seconds it may be given to callers who see the same generations; 0 is not at all.
     :ivar shared: whether the callers who wait may have it; if not, each does the work alone.
     :ivar weight: what it counts for in the store.
+    :ivar stored: what is kept in place of the value, such as where it is to be found.
     """
 
     value: T
     ttl: float = 0.0
     shared: bool = True
     weight: int = 1
+    stored: T | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,7 @@ class Flights(Generic[T]):
         capture: Callable[[], Hashable],
         work: Callable[[Hashable], Landed[T]],
         alone: Callable[[], T] | None = None,
+        spare: Kept[T] | None = None,
     ) -> Flown[T]:
         """Return what *work* brings, doing it at most once for all who may share it.
 
@@ -237,6 +240,7 @@ class Flights(Generic[T]):
         :param capture: returns the generations that hold now; never None.
         :param work: takes the generations that held before it began.
         :param alone: what a caller does instead whose result nobody else will have.
+        :param spare: what the caller is content with while another works out the next.
         :raises ReentrantCall: when the caller is itself the work of *key*.
         """
         generations = capture()
@@ -245,9 +249,11 @@ class Flights(Generic[T]):
         with self._lock:
             now = self.clock()
             kept = self.results.get(key, generations, now)
+            lane = self._lanes.get(key)
+            if spare is not None and (kept is None or kept.until <= spare.until):
+                kept = spare if lane is not None else None
             if kept is not None:
                 return Flown(kept.value, How.KEPT, kept.since, kept.until)
-            lane = self._lanes.get(key)
             if self._flies_alone(key, lane, now):
                 flight, turn = None, 0
             elif lane is None:
@@ -413,7 +419,8 @@ class Flights(Generic[T]):
                 self._end(lane, flight, turn, _Outcome())
                 return Flown(landed.value, How.ALONE, flight.since)
             since, until = flight.since, self.clock() + landed.ttl
-            kept = Kept(landed.value, flight.generations, since, until, landed.weight)
+            value = landed.value if landed.stored is None else landed.stored
+            kept = Kept(value, flight.generations, since, until, landed.weight)
             if landed.ttl <= 0 or not self.results.put(lane.key, kept):
                 until = 0.0
             joined = Flown(landed.value, How.JOINED, since, until)

@@ -16,7 +16,7 @@ from .broker import Broker
 from .cursor import Batch, Reader
 from .eventlog import Entry, EventLog
 from .frame import control
-from .notice import Notices
+from .notice import Invalidations, Notices
 
 SPREAD = 0.8
 """The least share of an interval that streams are spread over."""
@@ -74,6 +74,7 @@ class Hub:
     def __init__(self, broker: Broker, options: HubOptions) -> None:
         self.options = options
         self.closing = threading.Event()
+        self.invalidations = Invalidations()
         self._broker = broker
         # A Condition on a plain Lock asks gevent's by acquire(False), which lets the event loop
         # run while the lock is held, and the loop's own callbacks may not wait for it.
@@ -130,6 +131,7 @@ class Hub:
             self._log.restart(base)
             self._arrivals.clear()
             self._append(entries)
+            self.invalidations.count_all()
         self._loaded.set()
         self._notify()
 
@@ -248,6 +250,7 @@ class Hub:
         for entry in entries:
             self._log.append(entry)
             self._notices.add(entry.rule, self._log.end)
+            self.invalidations.add(entry.rule)
 
     def _arrive(self) -> None:
         now = time.monotonic()

@@ -1,8 +1,10 @@
-"""Which users and leases were told to leave, and when."""
+"""Which users and leases were told to leave, and when; and which results were invalidated."""
 
 from __future__ import annotations
 
-from .event import NOTICES, Rule
+from collections.abc import Iterable
+
+from .event import INVALIDATE, NOTICES, Rule, generations_of
 
 _LIMIT = 10_000
 
@@ -44,3 +46,33 @@ class Notices:
             if found is not None and found[0] > ordinal:
                 return found[1]
         return "refresh" if ordinal < self._forgotten and user_id is not None else None
+
+
+class Invalidations:
+    """Counts how often results were invalidated by hand, by the names of their generations.
+
+    Counts are only ever compared for equality. Reading is thread-safe; two who count at once
+    may count once, which changes the count all the same.
+    """
+
+    def __init__(self) -> None:
+        self._everything = 0
+        self._counts: dict[str, int] = {}
+
+    def of(self, name: str) -> int:
+        """Return the count of *name*."""
+        return self._everything + self._counts.get(name, 0)
+
+    def add(self, rule: Rule) -> None:
+        """Count what the notice that *rule* is invalidates, or nothing for another record."""
+        if rule.type == INVALIDATE:
+            self.count(generations_of(rule))
+
+    def count(self, names: Iterable[str]) -> None:
+        """Count an invalidation of each of *names*."""
+        for name in names:
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def count_all(self) -> None:
+        """Count one of everything: notices may have been lost."""
+        self._everything += 1

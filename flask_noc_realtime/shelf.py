@@ -95,12 +95,12 @@ class Keeper:
 class Codec(Generic[T]):
     """How a value is written for the shelf, and read from it.
 
-    :param seal: encodes a value for a key.
+    :param seal: encodes a value for a key, to be read for some seconds.
     :param unseal: decodes it; None is for what was not written by one of us.
     """
 
     def __init__(
-        self, seal: Callable[[T, bytes], bytes], unseal: Callable[[bytes, bytes], T | None]
+        self, seal: Callable[[T, bytes, float], bytes], unseal: Callable[[bytes, bytes], T | None]
     ) -> None:
         self.seal = seal
         self.unseal = unseal
@@ -146,12 +146,17 @@ class Shelf:
         patterns: Sequence[str],
         codec: Codec[T],
         execute: Callable[[Hashable], Landed[T]],
+        *,
+        strict: bool = True,
+        due: float = 0.0,
     ) -> tuple[How, Landed[T] | None]:
         """Return what another worker brings, or *execute* in place of all of them.
 
         Nothing is returned where callers are not to wait for each other.
 
         :param execute: takes the generations that held before it began.
+        :param strict: whether nothing may be kept of which it is not known that it still holds.
+        :param due: how many seconds before its end a result is worked out anew, by one.
         """
         name = key.hex()
         token = self._pages.token()
@@ -160,7 +165,9 @@ class Shelf:
             for _ in range(_ATTEMPTS):
                 if not self._generations.readable:
                     break
-                look_up = functools.partial(self._pages.look_up, name, patterns, token, self._lease)
+                look_up = functools.partial(
+                    self._pages.look_up, name, patterns, token, self._lease, due
+                )
                 look = self._generations.attempt(look_up)
                 if look is None:
                     break
@@ -172,7 +179,8 @@ class Shelf:
                         return How.KEPT, Landed(value, look.seconds)
                     self._generations.attempt(functools.partial(self._pages.drop, name))
                 elif look.state == "lead":
-                    return How.LED, self._lead(key, token, look, patterns, codec, execute)
+                    landed, kept = self._lead(key, token, look, patterns, codec, execute)
+                    return How.LED, landed if kept or not strict else replace(landed, ttl=0.0)
                 else:
                     outcome = self._wait(waiter, look)
                     if outcome == ALONE:
@@ -182,7 +190,7 @@ class Shelf:
                         break
         finally:
             waiter.close()
-        return How.LED, execute(Unknown() if patterns else ())
+        return How.LED, execute(Unknown() if strict else ())
 
     def close(self) -> None:
         """Renew nothing more."""
@@ -201,7 +209,8 @@ class Shelf:
         patterns: Sequence[str],
         codec: Codec[T],
         execute: Callable[[Hashable], Landed[T]],
-    ) -> Landed[T]:
+    ) -> tuple[Landed[T], bool]:
+        """Return what *execute* brings, and whether it is kept."""
         name = key.hex()
         outcome, value, ttl = LANDED, b"", 0.0
         self._keeper.hold(name, token)
@@ -210,7 +219,7 @@ class Shelf:
             if not landed.shared:
                 outcome, ttl = ALONE, ALONE_SECONDS
             elif landed.ttl > 0:
-                value, ttl = codec.seal(landed.value, key), landed.ttl
+                value, ttl = codec.seal(landed.value, key, landed.ttl), landed.ttl
             else:
                 outcome = FAILED
         except Exception:
@@ -222,4 +231,4 @@ class Shelf:
                 self._pages.commit, name, token, outcome, look, patterns, value, ttl
             )
             kept = self._generations.attempt(commit)
-        return landed if kept or not patterns else replace(landed, ttl=0.0)
+        return landed, bool(kept)

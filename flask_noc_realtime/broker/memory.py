@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from ..errors import BrokerUnavailable
-from ..event import patterns_of
+from ..event import generations_of
 from ..eventlog import Entry, EventLog
 from . import Claim, Leased, Sink, Terms
 
@@ -147,7 +147,7 @@ class MemoryBroker:
     def _append(self, record: bytes, key: str) -> str:
         entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)
         self._log.append(entry)
-        for pattern in patterns_of(entry.rule.type):
+        for pattern in generations_of(entry.rule):
             self._generations[pattern] = entry.position
         self._published[key] = entry.position
         if len(self._published) > self._max_events:

@@ -33,12 +33,15 @@ end
 _LOOK_UP = (
     NAMES
     + """
-local page, flight, token, lease = KEYS[2], KEYS[3], ARGV[1], ARGV[2]
-local names = names_of(KEYS[1], {unpack(ARGV, 3)})
+local page, flight, token, lease, due = KEYS[2], KEYS[3], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local names = names_of(KEYS[1], {unpack(ARGV, 4)})
 local seen = table.concat(names, ' ')
 local kept = redis.call('HMGET', page, 'names', 'value')
 if kept[1] == seen and kept[2] then
-  return {names, 'kept', redis.call('PTTL', page), kept[2]}
+  local left = redis.call('PTTL', page)
+  if token == '' or left > due or redis.call('HGET', flight, 'names') == seen then
+    return {names, 'kept', left, kept[2]}
+  end
 elseif kept[1] == 'alone' then
   return {names, 'alone', 0}
 elseif token == '' then
@@ -135,14 +138,21 @@ class Pages:
         return f"{self._worker}-{next(self._numbers)}"
 
     def look_up(
-        self, name: str, patterns: Sequence[str], token: str = "", lease: float = 0.0
+        self,
+        name: str,
+        patterns: Sequence[str],
+        token: str = "",
+        lease: float = 0.0,
+        due: float = 0.0,
     ) -> Look:
         """Look for a result, and take the lease on working it out when *token* is given.
 
+        :param due: how many seconds before its end a result is worked out anew, by one.
         :raises BrokerUnavailable: when it cannot be known.
         """
         keys = [self._generations_key, self._page_key + name, self._flight_key + name]
-        reply = self._run("pages.look_up", keys, [token, round(lease * 1000), *patterns])
+        arguments = [token, round(lease * 1000), round(due * 1000), *patterns]
+        reply = self._run("pages.look_up", keys, arguments)
         names = tuple([each.decode() for each in reply[0]])
         value = reply[3] if len(reply) > 3 else None
         return Look(names, reply[1].decode(), max(0, reply[2]) / 1000, value)

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ..errors import BrokerUnavailable, ConfigError, EventError
-from ..event import patterns_of, split_record
+from ..event import generations_of, split_record
 from ..eventlog import Entry
 from . import Claim, Leased, Sink, Terms
 from .pages import NAMES, SCRIPTS, Pages
@@ -284,8 +284,8 @@ class RedisBroker:
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
         arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
         for record, key in events:
-            patterns = patterns_of(split_record(record)[0].type)
-            arguments += (record, key, " ".join(patterns))
+            names = generations_of(split_record(record)[0])
+            arguments += (record, key, " ".join(names))
         script = self._publish_script()
         return [position.decode() for position in script(keys=self._keys, args=arguments)]
 

@@ -55,7 +55,7 @@ class Worker:
         key: bytes = KEY,
     ) -> tuple[How, Landed[str] | None]:
         """Obtain what *work* brings, or another worker."""
-        return self.shelf.obtain(key, patterns, CODEC, work)
+        return self.shelf.obtain(key, patterns, CODEC, work, strict=bool(patterns))
 
     def look(self, patterns: tuple[str, ...] = PATTERNS) -> Look:
         """Look, while the broker is there."""
@@ -70,7 +70,7 @@ def unseal(data: bytes, key: bytes) -> str | None:
     return text.decode() if head == key else None
 
 
-CODEC: Codec[str] = Codec(lambda value, key: key + b"|" + value.encode(), unseal)
+CODEC: Codec[str] = Codec(lambda value, key, seconds: key + b"|" + value.encode(), unseal)
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_result_of_one_worker_is_given_out_by_the_other(workers: tuple[Worker,
     assert landed.value == "a"
     assert 0 < landed.ttl <= 60
     assert (one.executions, other.executions) == (1, 0)
-    assert other.look().value == CODEC.seal("a", KEY)
+    assert other.look().value == CODEC.seal("a", KEY, 60.0)
 
 
 def test_another_worker_waits_for_the_leader_and_is_woken(workers: tuple[Worker, Worker]) -> None:
@@ -199,7 +199,7 @@ def test_a_result_that_an_event_overtook_is_not_kept(workers: tuple[Worker, Work
     assert other.obtain(other.execute("new")) == (How.LED, Landed("new", 60.0))
     gate.go.set()
     assert leader.result() == (How.LED, Landed("old", 0.0))
-    assert one.look().value == CODEC.seal("new", KEY)
+    assert one.look().value == CODEC.seal("new", KEY, 60.0)
 
 
 def test_the_leader_sees_generations_from_before_it_reads(workers: tuple[Worker, Worker]) -> None:
@@ -297,7 +297,7 @@ def test_a_cancelled_leader_is_replaced_at_once(workers: tuple[Worker, Worker]) 
     gate.go.set()
     assert isinstance(leader.done().error, KeyboardInterrupt)
     assert follower.result() == (How.LED, Landed("b", 60.0))
-    assert one.look().value == CODEC.seal("b", KEY)
+    assert one.look().value == CODEC.seal("b", KEY, 60.0)
 
 
 def test_what_cannot_be_shared_lets_all_workers_go_their_own_way(

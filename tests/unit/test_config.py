@@ -52,6 +52,7 @@ STRINGS = {
     "NOC_REALTIME_QUEUE_EVENTS": ("0", 0),
     "NOC_REALTIME_QUEUE_BYTES": ("0", 0),
     "NOC_REALTIME_COALESCE_TTL": ("2.5", 2.5),
+    "NOC_REALTIME_COALESCE_STORE": ("own", "own"),
     "NOC_REALTIME_STRICT_TYPES": ("False", False),
 }
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_noc_realtime.event import NOTICES, Rule, notice, parse_rule
-from flask_noc_realtime.notice import Notices
+from flask_noc_realtime.event import INVALIDATE, NOTICES, Rule, notice, parse_rule
+from flask_noc_realtime.notice import Invalidations, Notices
 
 NAMES = ("ada", "bob", "1:1", "1:2")
+ENDINGS = sorted(type for type, reason in NOTICES.items() if reason is not None)
 
 
 def rule(type: str, about: str) -> Rule:
@@ -57,8 +58,24 @@ def test_a_stream_that_a_forgotten_notice_may_have_been_about_comes_again() -> N
     assert notices.since(1, "cyd", None) == "disconnected"
 
 
+def test_an_invalidation_ends_no_stream_and_counts_for_what_it_names() -> None:
+    """A user may be called as a function is."""
+    notices, invalidations = Notices(), Invalidations()
+    invalidate = rule(INVALIDATE, "app.stats#1 app.stats#2")
+    notices.add(invalidate, 1)
+    assert notices.newest == 0
+    assert notices.since(0, "app.stats#1 app.stats#2", "app.stats#1") is None
+    before = {name: invalidations.of(name) for name in ("app.stats#1", "app.stats#3")}
+    invalidations.add(invalidate)
+    invalidations.add(rule("stream.disconnect", "app.stats#3"))
+    assert invalidations.of("app.stats#1") != before["app.stats#1"]
+    assert invalidations.of("app.stats#3") == before["app.stats#3"]
+    invalidations.count_all()
+    assert invalidations.of("app.stats#3") != before["app.stats#3"]
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from(sorted(NOTICES)), st.sampled_from(NAMES))),
+    st.lists(st.tuples(st.sampled_from(ENDINGS), st.sampled_from(NAMES))),
     st.integers(0, 20),
     st.sampled_from((None, *NAMES)),
     st.sampled_from((None, *NAMES)),

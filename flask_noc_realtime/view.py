@@ -1,0 +1,390 @@
+"""Coalesced views: what of a request is in the key, and how each gets its response."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import weakref
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qsl
+
+from flask import Flask, Response, current_app, g, request
+from werkzeug.exceptions import HTTPException
+
+from .answer import Answer, NotShareable, dropped, now
+from .errors import ConfigError
+from .flight import How, Kept, Landed
+from .generation import Unknown
+from .key import digest
+from .policy import Policy
+from .shelf import Codec, Shelf
+from .store import Store, is_reference, store_of
+from .witness import Witness
+
+if TYPE_CHECKING:
+    from .coalesce import Coalesced
+    from .extension import State
+    from .process import Process
+
+_RESPONSE_OVERHEAD = 1024
+
+_logger = logging.getLogger("flask_noc_realtime")
+
+_APART = object()
+"""Stands for the response of a view that each caller is to run alone."""
+
+
+class _Raised:
+    """An error that belongs to the caller who ran into it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class CoalescedView:
+    """What a coalesced function is beyond that where it is a view."""
+
+    def __init__(self, coalesced: Coalesced) -> None:
+        self.coalesced = coalesced
+        self.policy: Policy = coalesced.policy
+        self.function = coalesced.function
+        self.unsound = False
+        self._covered = self.policy.covered
+        self._environ_names = [
+            f"HTTP_{name.upper().replace('-', '_')}" for name in self.policy.vary
+        ]
+        self._lock = threading.Lock()
+        self._codecs: weakref.WeakKeyDictionary[Any, Codec[Answer] | None]
+        self._codecs = weakref.WeakKeyDictionary()
+
+    def __call__(
+        self, state: State, scope: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        process = state.process()
+        own = self.coalesced.own_of_view(request.view_args)
+        call = _ViewCall(self, state, process, self._key(scope), own, args, kwargs)
+        return call.answer()
+
+    def _key(self, scope: Any) -> bytes:
+        environ = request.environ
+        query = environ.get("QUERY_STRING", "")
+        return digest(
+            (
+                "view",
+                current_app.import_name,
+                request.endpoint,
+                request.scheme,
+                request.host,
+                request.root_path,
+                request.path,
+                _sorted_query(query) if query else (),
+                tuple([environ.get(name) for name in self._environ_names]),
+                scope,
+            )
+        )
+
+    def execute(
+        self,
+        state: State,
+        process: Process,
+        generations: Hashable,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Landed[Any]:
+        """Run the view, and take from its response what everybody gets."""
+        policy = self.policy
+        at = now()
+        position = g.get("_noc_realtime_position") or process.position()
+        witness = Witness(self._covered)
+        try:
+            with witness:
+                response = self._respond(args, kwargs)
+        except Exception as error:
+            if not self._sound(witness):
+                return Landed(_Raised(error), shared=False)
+            raise
+        if not self._sound(witness) or witness.changed:
+            return Landed(response, shared=False)
+        response.vary.update(policy.vary)
+        try:
+            answer = Answer.of(
+                response,
+                allowed=policy.headers,
+                varies=policy.varies,
+                max_bytes=policy.max_bytes,
+                private=policy.scope != "public",
+                position=position,
+                at=at,
+            )
+        except NotShareable as reason:
+            _logger.debug("The response of %s is not shared: %s.", self.coalesced.name, reason)
+            return Landed(response, shared=False)
+        self._warn_of_dropped(response)
+        keep = answer.status == 200 and not isinstance(generations, Unknown)
+        ttl = self.coalesced.ttl(state) + policy.stale if keep else 0.0
+        return Landed(answer, ttl, weight=len(answer.body) + _RESPONSE_OVERHEAD)
+
+    def _respond(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Response:
+        try:
+            return current_app.make_response(self.function(*args, **kwargs))
+        except HTTPException as error:
+            # One response object cannot be sent to several.
+            if error.response is None:
+                raise
+            return cast(Response, error.response)
+
+    def _sound(self, witness: Witness) -> bool:
+        """Tell whether what the view read is in its key.
+
+        :raises ConfigError: in debug and tests, where somebody can mend it.
+        """
+        uncovered = witness.uncovered
+        if not uncovered:
+            return True
+        message = (
+            f"{self.coalesced.name} is shared with scope={self.policy.scope!r} and read "
+            f"{', '.join(uncovered)}, which other requests with the same key need not have. "
+            "Use scope='user', or name headers in vary=[...]; if the result does not depend on "
+            f"it, say so with reads={uncovered!r}."
+        )
+        if current_app.debug or current_app.testing:
+            raise ConfigError(message)
+        with self._lock:
+            first, self.unsound = not self.unsound, True
+        if first:
+            _logger.warning("%s Its results are no longer shared.", message)
+        return False
+
+    def _warn_of_dropped(self, response: Response) -> None:
+        left_out = dropped(response, self.policy.headers)
+        if left_out:
+            self.coalesced.warn(
+                f"{self.coalesced.name} is shared without its headers "
+                f"{', '.join(sorted(left_out))}; name those that all should get in headers=[...] "
+                "of @coalesce."
+            )
+
+    def codec(self, state: State, *, shared: bool) -> Codec[Answer] | None:
+        """Return how answers are sealed where they leave the process's own store.
+
+        It is None where they need not leave it, or there is no secret to seal them with.
+        """
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        if app not in self._codecs:
+            store = None
+            if state.config.coalesce_store == "auto":
+                store = store_of(app, shared=shared)
+            self._codecs[app] = self._new_codec(app, store) if shared or store else None
+        return self._codecs[app]
+
+    def _new_codec(self, app: Flask, store: Store | None) -> Codec[Answer] | None:
+        secret = app.secret_key
+        if not secret:
+            self.coalesced.warn(
+                f"{self.coalesced.name} is shared within each worker only: set SECRET_KEY, "
+                "with which workers tell each other's results from what others put there."
+            )
+            return None
+        secret = secret.encode() if isinstance(secret, str) else secret
+        own = hashlib.blake2b(secret, digest_size=32, person=b"noc-answer").digest()
+
+        def seal(answer: Answer, key: bytes, seconds: float) -> bytes:
+            data = answer.seal(own, key)
+            return data if store is None else store.put(data, seconds) or data
+
+        def unseal(data: bytes, key: bytes) -> Answer | None:
+            found: bytes | None = data
+            if is_reference(data):
+                found = None if store is None else store.get(data)
+            return None if found is None else Answer.unseal(found, own, key)
+
+        return Codec(seal, unseal)
+
+
+class _ViewCall:
+    """One request."""
+
+    def __init__(
+        self,
+        view: CoalescedView,
+        state: State,
+        process: Process,
+        key: bytes,
+        own: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._view = view
+        self._state = state
+        self._process = process
+        self._flights = process.flights
+        self._key = key
+        self._own = own
+        self._args = args
+        self._kwargs = kwargs
+        self._strict = bool(view.policy.invalidate_on)
+        self._patterns = (*view.policy.invalidate_on, own)
+        self._stale = view.policy.stale
+        self._due = 0.0
+        self._spare: Kept[Any] | None = None
+        self._seen: Hashable = None
+        self._codec: Codec[Answer] | None = None
+        self._shelf: Shelf | None = None
+        self._how = How.LED
+        self._stored = False
+
+    def answer(self) -> Any:
+        """Return the response, as the work of this caller or of another."""
+        if self._view.policy.refreshes:
+            self._due = self._view.policy.due(self._view.coalesced.ttl(self._state))
+        if not self._strict:
+            kept = self._kept()
+            if kept is not None:
+                return kept
+        self._codec = self._view.codec(self._state, shared=self._process.shelf is not None)
+        self._shelf = self._process.shelf if self._codec is not None else None
+        if self._strict and self._shelf is not None:
+            found = self._look()
+            if found is not None:
+                return found
+        if self._strict and self._state.in_transaction():
+            self._view.coalesced.warn_of_transaction()
+            return self._alone() if self._spare is None else self._show_spare()
+        return self._fly()
+
+    def _kept(self) -> Response | None:
+        """Answer from the process's own store, where no event can have ended what is there."""
+        flights = self._flights
+        generations = self._process.hub.invalidations.of(self._own)
+        kept = flights.results.get(self._key, generations, flights.clock())
+        if kept is None:
+            return None
+        answer = self._opened(kept.value)
+        if answer is None:
+            return None
+        left = kept.until - flights.clock()
+        if left <= self._due:
+            self._spare = replace(kept, value=answer)
+            return None
+        return self._show(answer, self._hit(left), now() - answer.at)
+
+    def _opened(self, value: Any) -> Answer | None:
+        """Return the answer that is kept, or None where others have thrown it away."""
+        if not isinstance(value, bytes):
+            return cast(Answer, value)
+        codec = self._view.codec(self._state, shared=False)
+        answer = None if codec is None else codec.unseal(value, self._key)
+        if answer is None:
+            self._flights.forget(self._key)
+        return answer
+
+    def _look(self) -> Any:
+        """Answer from the shelf, asking in the same step what events there were."""
+        assert self._shelf is not None and self._codec is not None
+        look = self._shelf.look(self._key, self._patterns)
+        self._seen = Unknown() if look is None else look.names
+        if look is not None and look.state == "alone":
+            return self._alone()
+        answer = None
+        if look is not None and look.value is not None:
+            answer = self._codec.unseal(look.value, self._key)
+        if answer is None or look is None:
+            return None
+        if look.seconds <= self._due:
+            clock = self._flights.clock()
+            self._spare = Kept(answer, self._seen, clock, clock + look.seconds, 0)
+            return None
+        return self._show(answer, self._hit(look.seconds), now() - answer.at)
+
+    def _fly(self) -> Any:
+        flights = self._flights
+        try:
+            flown = flights.fly(self._key, self._capture, self._work, self._alone, self._spare)
+        except Exception:
+            if self._spare is None:
+                raise
+            self._view.coalesced.log_refresh()
+            return self._show_spare()
+        value = flown.value
+        if isinstance(value, _Raised):
+            raise value.error
+        if value is _APART:
+            return self._alone()
+        if self._spare is not None and value is self._spare.value:
+            return self._show_spare()
+        if isinstance(value, bytes):
+            opened = self._opened(value)
+            # Who throws away what is kept gets it worked out anew.
+            return self._fly() if opened is None else self._show_kept(opened, flown.until)
+        if not isinstance(value, Answer):
+            return value
+        if flown.how is How.KEPT:
+            return self._show_kept(value, flown.until)
+        if flown.how is How.JOINED:
+            return self._show(value, "fwd=uri-miss; collapsed")
+        if self._how is How.KEPT:
+            return self._show(value, "hit", now() - value.at)
+        return self._show(value, "fwd=uri-miss; stored" if self._stored else "fwd=uri-miss")
+
+    def _show_spare(self) -> Response:
+        assert self._spare is not None
+        return self._show_kept(self._spare.value, self._spare.until)
+
+    def _show_kept(self, answer: Answer, until: float) -> Response:
+        return self._show(answer, self._hit(until - self._flights.clock()), now() - answer.at)
+
+    def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
+        g._noc_realtime_position = answer.position
+        return answer.respond(request, status, age)
+
+    def _hit(self, left: float) -> str:
+        # RFC 9211 counts below zero once a result is stale.
+        return f"hit; ttl={int(max(0.0, left) - self._stale)}"
+
+    def _alone(self) -> Any:
+        return self._view.function(*self._args, **self._kwargs)
+
+    def _capture(self) -> Hashable:
+        if not self._strict:
+            return self._process.hub.invalidations.of(self._own)
+        # What the first look saw is still before anything this caller reads.
+        seen, self._seen = self._seen, None
+        return self._process.generations.read(self._patterns) if seen is None else seen
+
+    def _work(self, generations: Hashable) -> Landed[Any]:
+        if self._shelf is None or self._codec is None or isinstance(generations, Unknown):
+            return self._keep(self._execute(generations))
+        self._how, found = self._shelf.obtain(
+            self._key,
+            self._patterns,
+            self._codec,
+            self._execute,
+            strict=self._strict,
+            due=self._due if self._spare is not None else 0.0,
+        )
+        landed = Landed(_APART, shared=False) if found is None else found
+        self._stored = landed.ttl > 0
+        # Everybody who asks for a strict one asks Redis first: nobody would look for it here.
+        return replace(landed, ttl=0.0) if self._strict else landed
+
+    def _keep(self, landed: Landed[Any]) -> Landed[Any]:
+        """Have what the process keeps for itself kept in the app's Flask-Caching, if it may."""
+        self._stored = landed.ttl > 0
+        if not self._stored or self._codec is None or self._shelf is not None:
+            return landed
+        sealed = self._codec.seal(landed.value, self._key, landed.ttl)
+        if not is_reference(sealed):
+            return landed
+        return replace(landed, stored=sealed, weight=_RESPONSE_OVERHEAD)
+
+    def _execute(self, generations: Hashable) -> Landed[Any]:
+        return self._view.execute(self._state, self._process, generations, self._args, self._kwargs)
+
+
+def _sorted_query(query: str) -> tuple[tuple[str, str], ...]:
+    """Return the pairs sorted by name; values of one name stay in order, as views see them."""
+    pairs = parse_qsl(query, keep_blank_values=True, encoding="latin-1")
+    return tuple(sorted(pairs, key=lambda pair: pair[0]))
