@@ -98,10 +98,30 @@ class Emitter:
         :raises EventError: when the event itself is wrong; nothing is published.
         :raises BrokerUnavailable: only when the options say so.
         """
+        return self.publish(self.encode(type, data, permissions, user_id, timestamp))
+
+    def encode(
+        self,
+        type: str,
+        data: Any = None,
+        permissions: Collection[str] | None = None,
+        user_id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> bytes:
+        """Return the record of an event that is published later, or never.
+
+        :raises EventError: when the event itself is wrong.
+        """
         self._catalogue.check(type)
         now = timestamp or datetime.now(timezone.utc)
         event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
-        record = event.record(self._options.max_event_bytes)
+        return event.record(self._options.max_event_bytes)
+
+    def publish(self, record: bytes) -> str | None:
+        """Publish what `encode` returned; return as `emit` does.
+
+        :raises BrokerUnavailable: only when the options say so.
+        """
         position = self._send(record)
         for observe in observers:
             observe(self, record, position)
