@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from flask import Request, Response, current_app
+from werkzeug.datastructures import Headers
 
 CACHE = "noc-realtime"
 """Our name in ``Cache-Status`` (RFC 9211)."""
@@ -111,15 +112,17 @@ class Answer:
         :param status: what ``Cache-Status`` says after our name.
         :param age: seconds since the answer was worked out, when it comes from a store.
         """
-        response = current_app.response_class(self.body, self.status)
-        # The class adds a Content-Type of its own where the view had none.
-        response.headers.clear()
-        response.headers.extend(self.headers)
-        response.headers["Cache-Status"] = f"{CACHE}; {status}"
+        pairs = [*self.headers, ("Cache-Status", f"{CACHE}; {status}")]
         if age is not None:
-            response.headers["Age"] = str(max(0, int(age)))
+            pairs.append(("Age", str(max(0, int(age)))))
+        headers = Headers(pairs)
+        typed = "Content-Type" in headers
+        response = current_app.response_class(self.body, self.status, headers)
+        if not typed:
+            # The class adds a Content-Type of its own where the view had none.
+            del response.headers["Content-Type"]
         environ = request.environ
-        if self.status == 200 and any(name in environ for name in _CONDITIONS):
+        if self.status == 200 and not environ.keys().isdisjoint(_CONDITIONS):
             response.make_conditional(environ)
         return response
 

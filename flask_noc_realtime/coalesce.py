@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
-from flask import Response, current_app, has_app_context, has_request_context, request
+from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 
 from .audience import TypeFilter
 from .blueprint import EXTENSION
@@ -145,16 +145,21 @@ class Coalesced:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._view.unsound:
             return self.function(*args, **kwargs)
-        if not has_request_context() or not self._is_view():
+        if not has_request_context():
             return self._call(args, kwargs)
-        if request.method not in ("GET", "HEAD"):
+        # Each look through a proxy costs as much as the look into the store.
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        if not self._is_view(app, asked.endpoint):
+            return self._call(args, kwargs)
+        if asked.method not in ("GET", "HEAD"):
             return self.function(*args, **kwargs)
-        state = _state(self.name)
+        state = app.extensions.get(EXTENSION) or _state(self.name)
         self._check_types(state)
         scope = self._scope(state)
         if scope is _NOBODY:
             return self.function(*args, **kwargs)
-        return self._view(state, scope, args, kwargs)
+        return self._view(state, asked, scope, args, kwargs)
 
     def ttl(self, state: State | None) -> float:
         """Return the seconds a result is given out."""
@@ -188,10 +193,10 @@ class Coalesced:
 
     # A view, or a function that a view calls?
 
-    def _is_view(self) -> bool:
+    def _is_view(self, app: Flask, endpoint: str | None) -> bool:
         if self.policy.view is not None:
             return self.policy.view
-        view = current_app.view_functions.get(request.endpoint or "")
+        view = app.view_functions.get(endpoint or "")
         if view is None:
             return False
         known = self._views.get(view)
@@ -325,7 +330,8 @@ class Coalesced:
             return None
         if not isinstance(scope, str):
             value = scope()
-            return _NOBODY if value is None else ("callable", value)
+            # As its own type and content: True would meet 1 where the key is looked up.
+            return _NOBODY if value is None else ("callable", canonical(value))
         if state is None or not has_request_context():
             raise ConfigError(
                 f"{self.name} is shared by {scope}, and there is no request of an app with "

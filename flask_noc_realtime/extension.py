@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blinker import ANY, Signal
 from flask import Flask, Request, Response, current_app, g, has_app_context, request
@@ -23,13 +23,19 @@ from .event import Catalogue
 from .process import Process, create_broker
 from .recipe import Data, Permissions, User
 
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
+
+    from . import watch
+
 _logger = logging.getLogger("flask_noc_realtime")
 
 
 class State:
     """What the extension keeps for one app, in ``app.extensions["noc_realtime"]``."""
 
-    def __init__(self, config: Config, extension: NocRealtime) -> None:
+    def __init__(self, name: str, config: Config, extension: NocRealtime) -> None:
+        self.name = name
         self.config = config
         self.catalogue = Catalogue(extension._types, strict=config.strict_types)
         self._extension = extension
@@ -74,10 +80,21 @@ class State:
         user_id: str | None = None,
     ) -> str | None:
         """Emit as `NocRealtime.emit` does."""
-        if self._extension._mutes:
-            return None
-        emitter = self.process().emitter
-        return emitter.emit(type, data, permissions=permissions, user_id=user_id)
+        return self.publish(self.encode(type, data, permissions, user_id))
+
+    def encode(
+        self,
+        type: str,
+        data: Any,
+        permissions: Collection[str] | None = None,
+        user_id: str | None = None,
+    ) -> bytes:
+        """Return the record of an event, to be published later."""
+        return self.process().emitter.encode(type, data, permissions, user_id)
+
+    def publish(self, record: bytes) -> str | None:
+        """Publish a record, unless the extension is muted."""
+        return None if self._extension._mutes else self.process().emitter.publish(record)
 
     def forgive(self, type: str) -> None:
         """Log the error that is being handled, or raise it again where the app wants that."""
@@ -129,7 +146,7 @@ class NocRealtime:
                 f"NocRealtime was already initialised for {app.name!r}; "
                 "call NocRealtime(app) or init_app(app), and only once for each app."
             )
-        state = State(Config.from_mapping(app.config), self)
+        state = State(app.import_name, Config.from_mapping(app.config), self)
         create_broker(state.config)
         app.extensions[EXTENSION] = state
         self._states.add(state)
@@ -145,6 +162,7 @@ class NocRealtime:
         *,
         permissions: Collection[str] | None = None,
         user_id: str | None = None,
+        on_commit: Session | scoped_session[Any] | None = None,
     ) -> str | None:
         """Send an event to every stream that may see it; return its position.
 
@@ -155,10 +173,18 @@ class NocRealtime:
         :param data: anything JSON can hold.
         :param permissions: visible to streams holding any of them; None is visible to all.
         :param user_id: visible to this user only.
+        :param on_commit: a SQLAlchemy session; the event is published when the transaction it
+            is in has been committed, and never if it is rolled back. Returns None.
         :raises EventError: when the event itself is wrong; nothing is published.
         :raises BrokerUnavailable: only with ``NOC_REALTIME_EMIT_ERRORS = "raise"``.
         """
-        return self._state().emit(type, data, permissions, user_id)
+        state = self._state()
+        if on_commit is None:
+            return state.emit(type, data, permissions, user_id)
+        from .transaction import bind
+
+        bind(on_commit, state, state.encode(type, data, permissions, user_id))
+        return None
 
     def bridge(
         self,
@@ -184,6 +210,36 @@ class NocRealtime:
         :raises ConfigError: when the event cannot be made like that.
         """
         return Bridge(self, signal, type, data, permissions, user_id, sender)
+
+    def watch(
+        self,
+        model: type[Any],
+        *,
+        created: str | None = None,
+        updated: str | None = None,
+        deleted: str | None = None,
+        data: watch.Data | None = None,
+        permissions: watch.Permissions | None = None,
+        user_id: watch.User | None = None,
+        **columns: str,
+    ) -> watch.Watch:
+        """Emit events when SQLAlchemy sessions commit changes of a model, until it is stopped.
+
+        :param model: a mapped class; its subclasses are watched as well.
+        :param created: the type to emit for a new row.
+        :param updated: the type to emit for a row of which any column changed.
+        :param deleted: the type to emit for a row that is gone.
+        :param data: names of attributes, or a function of the row; unless given, the primary
+            key, and the new value if the event is about one column.
+        :param permissions: as for `emit`, or a function of the row.
+        :param user_id: as for `emit`, or a function of the row.
+        :param columns: the type to emit when that column of a row changed.
+        :raises ConfigError: when the model cannot be watched like that.
+        """
+        from .watch import Watch
+
+        changes = {"created": created, "updated": updated, "deleted": deleted}
+        return Watch(self, model, changes, columns, data, permissions, user_id)
 
     @contextmanager
     def muted(self) -> Iterator[None]:

@@ -8,10 +8,11 @@ import threading
 import weakref
 from collections.abc import Hashable
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Request, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from .answer import Answer, NotShareable, dropped, now
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
     from .process import Process
 
 _RESPONSE_OVERHEAD = 1024
+_KEYS = 512
+_WHERE = (
+    "QUERY_STRING",
+    "wsgi.url_scheme",
+    "HTTP_HOST",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "SCRIPT_NAME",
+    "PATH_INFO",
+)
 
 _logger = logging.getLogger("flask_noc_realtime")
 
@@ -53,6 +64,8 @@ class CoalescedView:
         self.function = coalesced.function
         self.unsound = False
         self._covered = self.policy.covered
+        self._refreshes = self.policy.refreshes
+        self._key = lru_cache(_KEYS)(self._new_key)
         self._environ_names = [
             f"HTTP_{name.upper().replace('-', '_')}" for name in self.policy.vary
         ]
@@ -61,30 +74,79 @@ class CoalescedView:
         self._codecs = weakref.WeakKeyDictionary()
 
     def __call__(
-        self, state: State, scope: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        state: State,
+        asked: Request,
+        scope: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         process = state.process()
-        own = self.coalesced.own_of_view(request.view_args)
-        call = _ViewCall(self, state, process, self._key(scope), own, args, kwargs)
-        return call.answer()
+        key = self._key_of(state, asked, scope)
+        own = self.coalesced.own_of_view(asked.view_args)
+        due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
+        spare: Kept[Any] | None = None
+        if not self.policy.invalidate_on:
+            spare = self._kept(state, process, key, own)
+            if spare is not None and spare.until - process.flights.clock() > due:
+                return self.show_kept(asked, spare.value, spare.until - process.flights.clock())
+        return _ViewCall(self, state, process, asked, key, own, due, spare, args, kwargs).answer()
 
-    def _key(self, scope: Any) -> bytes:
-        environ = request.environ
-        query = environ.get("QUERY_STRING", "")
+    def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
+        environ = asked.environ
+        headers = tuple([environ.get(name) for name in self._environ_names])
+        parts = [environ.get(name) for name in _WHERE]
+        return self._key(state.name, asked.endpoint, headers, scope, *parts)
+
+    def _new_key(
+        self, app: str, endpoint: str | None, headers: Any, scope: Any, *parts: str | None
+    ) -> bytes:
+        """Return the key of the current request, which those alike in everything given share."""
+        query = parts[0]
         return digest(
             (
                 "view",
-                current_app.import_name,
-                request.endpoint,
+                app,
+                endpoint,
                 request.scheme,
                 request.host,
                 request.root_path,
                 request.path,
                 _sorted_query(query) if query else (),
-                tuple([environ.get(name) for name in self._environ_names]),
+                headers,
                 scope,
             )
         )
+
+    def _kept(self, state: State, process: Process, key: bytes, own: str) -> Kept[Any] | None:
+        """Return what the process keeps, where no event can have ended it."""
+        flights = process.flights
+        kept = flights.results.get(key, process.hub.invalidations.of(own), flights.clock())
+        if kept is None or not isinstance(kept.value, bytes):
+            return kept
+        answer = self.opened(state, process, key, kept.value)
+        return None if answer is None else replace(kept, value=answer)
+
+    def opened(self, state: State, process: Process, key: bytes, value: bytes) -> Answer | None:
+        """Return the answer that is kept in Flask-Caching, or None where it was thrown away."""
+        codec = self.codec(state, shared=False)
+        answer = None if codec is None else codec.unseal(value, key)
+        if answer is None:
+            process.flights.forget(key)
+        return answer
+
+    def show_kept(self, asked: Request, answer: Answer, left: float) -> Response:
+        """Return the response of an answer that is given out for *left* seconds more."""
+        # RFC 9211 counts below zero once a result is stale.
+        status = f"hit; ttl={int((left if left > 0 else 0) - self.policy.stale)}"
+        return self.show(asked, answer, status, now() - answer.at)
+
+    def show(
+        self, asked: Request, answer: Answer, status: str, age: float | None = None
+    ) -> Response:
+        """Return the response of an answer."""
+        g._noc_realtime_position = answer.position
+        return answer.respond(asked, status, age)
 
     def execute(
         self,
@@ -212,8 +274,11 @@ class _ViewCall:
         view: CoalescedView,
         state: State,
         process: Process,
+        asked: Request,
         key: bytes,
         own: str,
+        due: float,
+        spare: Kept[Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
@@ -221,15 +286,15 @@ class _ViewCall:
         self._state = state
         self._process = process
         self._flights = process.flights
+        self._asked = asked
         self._key = key
         self._own = own
         self._args = args
         self._kwargs = kwargs
         self._strict = bool(view.policy.invalidate_on)
         self._patterns = (*view.policy.invalidate_on, own)
-        self._stale = view.policy.stale
-        self._due = 0.0
-        self._spare: Kept[Any] | None = None
+        self._due = due
+        self._spare = spare
         self._seen: Hashable = None
         self._codec: Codec[Answer] | None = None
         self._shelf: Shelf | None = None
@@ -238,12 +303,6 @@ class _ViewCall:
 
     def answer(self) -> Any:
         """Return the response, as the work of this caller or of another."""
-        if self._view.policy.refreshes:
-            self._due = self._view.policy.due(self._view.coalesced.ttl(self._state))
-        if not self._strict:
-            kept = self._kept()
-            if kept is not None:
-                return kept
         self._codec = self._view.codec(self._state, shared=self._process.shelf is not None)
         self._shelf = self._process.shelf if self._codec is not None else None
         if self._strict and self._shelf is not None:
@@ -254,32 +313,6 @@ class _ViewCall:
             self._view.coalesced.warn_of_transaction()
             return self._alone() if self._spare is None else self._show_spare()
         return self._fly()
-
-    def _kept(self) -> Response | None:
-        """Answer from the process's own store, where no event can have ended what is there."""
-        flights = self._flights
-        generations = self._process.hub.invalidations.of(self._own)
-        kept = flights.results.get(self._key, generations, flights.clock())
-        if kept is None:
-            return None
-        answer = self._opened(kept.value)
-        if answer is None:
-            return None
-        left = kept.until - flights.clock()
-        if left <= self._due:
-            self._spare = replace(kept, value=answer)
-            return None
-        return self._show(answer, self._hit(left), now() - answer.at)
-
-    def _opened(self, value: Any) -> Answer | None:
-        """Return the answer that is kept, or None where others have thrown it away."""
-        if not isinstance(value, bytes):
-            return cast(Answer, value)
-        codec = self._view.codec(self._state, shared=False)
-        answer = None if codec is None else codec.unseal(value, self._key)
-        if answer is None:
-            self._flights.forget(self._key)
-        return answer
 
     def _look(self) -> Any:
         """Answer from the shelf, asking in the same step what events there were."""
@@ -297,7 +330,7 @@ class _ViewCall:
             clock = self._flights.clock()
             self._spare = Kept(answer, self._seen, clock, clock + look.seconds, 0)
             return None
-        return self._show(answer, self._hit(look.seconds), now() - answer.at)
+        return self._view.show_kept(self._asked, answer, look.seconds)
 
     def _fly(self) -> Any:
         flights = self._flights
@@ -316,7 +349,7 @@ class _ViewCall:
         if self._spare is not None and value is self._spare.value:
             return self._show_spare()
         if isinstance(value, bytes):
-            opened = self._opened(value)
+            opened = self._view.opened(self._state, self._process, self._key, value)
             # Who throws away what is kept gets it worked out anew.
             return self._fly() if opened is None else self._show_kept(opened, flown.until)
         if not isinstance(value, Answer):
@@ -334,15 +367,10 @@ class _ViewCall:
         return self._show_kept(self._spare.value, self._spare.until)
 
     def _show_kept(self, answer: Answer, until: float) -> Response:
-        return self._show(answer, self._hit(until - self._flights.clock()), now() - answer.at)
+        return self._view.show_kept(self._asked, answer, until - self._flights.clock())
 
     def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
-        g._noc_realtime_position = answer.position
-        return answer.respond(request, status, age)
-
-    def _hit(self, left: float) -> str:
-        # RFC 9211 counts below zero once a result is stale.
-        return f"hit; ttl={int(max(0.0, left) - self._stale)}"
+        return self._view.show(self._asked, answer, status, age)
 
     def _alone(self) -> Any:
         return self._view.function(*self._args, **self._kwargs)
