@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
 
     from . import watch
+    from .outbox import Bind, Outbox
 
 _logger = logging.getLogger("flask_noc_realtime")
 
@@ -102,6 +103,11 @@ class State:
             raise
         _logger.exception("No %r was emitted.", type)
 
+    @property
+    def outboxes(self) -> Sequence[Outbox]:
+        """The outboxes of the extension."""
+        return self._extension._outboxes
+
     def process(self) -> Process:
         """Return this process's runtime; made on first use, and anew after a fork."""
         process = self._process
@@ -130,6 +136,7 @@ class NocRealtime:
         self._lock = threading.Lock()
         self._mutes = 0
         self._wires: set[object] = set()
+        self._outboxes: list[Outbox] = []
         if app is not None:
             self.init_app(app)
 
@@ -151,6 +158,7 @@ class NocRealtime:
         app.extensions[EXTENSION] = state
         self._states.add(state)
         app.register_blueprint(create_blueprint(state))
+        app.before_request(_serve_outboxes)
         app.before_request(_remember_position)
         app.after_request(_show_position)
         app.jinja_env.globals["noc_realtime_position"] = _page_position
@@ -316,6 +324,27 @@ class NocRealtime:
         self._transaction_probe = probe
         return probe
 
+    def outbox(
+        self, database: Any, bind: Bind | None = None, *, relay: bool = True, **options: Any
+    ) -> Outbox:
+        """Return what emits events that commit with the data; needs SQLAlchemy 2.
+
+        :param database: your ``MetaData``, which gets one more table, or the ``SQLAlchemy()`` of
+            Flask-SQLAlchemy.
+        :param bind: your ``Engine``, or a function that returns it; not with Flask-SQLAlchemy.
+        :param relay: publish in the workers; otherwise run ``flask noc-realtime relay``.
+        :param options: ``name`` of the table, and ``interval``, the seconds between two looks.
+        """
+        try:
+            from .outbox import Outbox
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "An outbox needs SQLAlchemy; pip install 'flask-noc-realtime[sqlalchemy]'."
+            ) from error
+        outbox = Outbox(self, database, bind, relay=relay, **options)
+        self._outboxes.append(outbox)
+        return outbox
+
     def _state(self) -> State:
         if has_app_context():
             state: State | None = current_app.extensions.get(EXTENSION)
@@ -344,6 +373,12 @@ class NocRealtime:
         except ConfigError as error:
             _logger.error("No %r was emitted: %s", type, error)
             return None
+
+
+def _serve_outboxes() -> None:
+    state: State = current_app.extensions[EXTENSION]
+    for outbox in state.outboxes:
+        outbox.serve(current_app._get_current_object(), state.process())  # type: ignore[attr-defined]
 
 
 def _remember_position() -> None:

@@ -92,7 +92,7 @@ import sys, threading, socket
 import flask, {PACKAGE}
 
 def used():
-    return {{"gevent", "gunicorn", "redis"}} & set(sys.modules)
+    return {{"gevent", "gunicorn", "redis", "sqlalchemy"}} & set(sys.modules)
 
 assert not used(), used()
 plain = socket.socket
