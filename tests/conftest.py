@@ -11,6 +11,7 @@ import pytest
 
 from tests.certificate import Certificate
 from tests.gunicorn_server import GunicornServer
+from tests.postgres_server import PostgresServer
 from tests.redis_server import RedisServer
 from tests.requirements import find
 
@@ -73,6 +74,17 @@ def redis_server(tmp_path: Path) -> Iterator[RedisFactory]:
 def module_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisFactory]:
     """Return a factory of running Redis servers that live as long as the module's tests."""
     yield from _redis_factory(tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """Return a running PostgreSQL, which the tests of a run share."""
+    require("psycopg")
+    server = PostgresServer(require("postgres"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ def find(name: str) -> str | None:
             return path
     if name == "redis-server":
         return _bundled_redis()
+    if name == "postgres":
+        return _newest_postgres()
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -32,3 +34,10 @@ def _bundled_redis() -> str | None:
         return None
     path = Path(spec.origin).parent / "bin" / "redis-server"
     return str(path) if os.access(path, os.X_OK) else None
+
+
+def _newest_postgres() -> str | None:
+    """Return the PostgreSQL server where Debian has it, which is not on the path."""
+    found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    newest = max(found, key=lambda path: int(path.parts[-3]), default=None)
+    return None if newest is None else str(newest)
