@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .auth import Identity
 from .coalesce import coalesce
-from .emit import Emitter
 from .emits import emits, emitting
 from .errors import (
     BrokerUnavailable,
@@ -17,6 +16,7 @@ from .errors import (
 )
 from .event import Event
 from .extension import NocRealtime
+from .outside import Emitter
 
 __version__ = "0.1.0"
 

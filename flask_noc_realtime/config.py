@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .emit import EmitOptions
 from .errors import ConfigError
 from .hub import HubOptions
 from .lease import LeaseOptions
@@ -100,6 +101,16 @@ class Config:
         config = cls(**values)
         config._check()
         return config
+
+    @property
+    def emit_options(self) -> EmitOptions:
+        """How events are emitted."""
+        return EmitOptions(
+            max_event_bytes=self.max_event_bytes,
+            queue_events=self.queue_events,
+            queue_bytes=self.queue_bytes,
+            raises=self.emit_errors == "raise",
+        )
 
     @property
     def lease_options(self) -> LeaseOptions:

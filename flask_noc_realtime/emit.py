@@ -23,7 +23,7 @@ _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 _logger = logging.getLogger("flask_noc_realtime")
 
-observers: list[Callable[[Emitter, bytes, str | None], None]] = []
+observers: list[Callable[[Publisher, bytes, str | None], None]] = []
 """Called with every record that was emitted in this process, and its position or None; for the
 tests of apps, which cannot know the emitter before the app is made."""
 
@@ -52,7 +52,7 @@ class _Queued(NamedTuple):
     since: float | None
 
 
-class Emitter:
+class Publisher:
     """Publishes events in order; while the broker is away it queues them.
 
     The first failed publish opens the circuit: from then on an emit only appends to the
@@ -175,15 +175,20 @@ class Emitter:
             if not raises:
                 self._enqueue(item)
             if self._idle.is_set():
-                self._idle.clear()
-                threading.Thread(
-                    target=self._deliver, name="noc-realtime-courier", daemon=True
-                ).start()
+                self._start_courier()
         if raises:
             raise BrokerUnavailable(
                 "The broker is away and NOC_REALTIME_EMIT_ERRORS is 'raise'; "
                 "the event was not published."
             )
+
+    def _start_courier(self) -> None:
+        self._idle.clear()
+        try:
+            threading.Thread(target=self._deliver, name="noc-realtime-courier", daemon=True).start()
+        except RuntimeError:
+            # No more threads, or the interpreter ends: the next event tries again.
+            self._idle.set()
 
     def _enqueue(self, item: _Queued) -> None:
         if item.since is not None:

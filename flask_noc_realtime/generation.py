@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from .broker import Broker
-from .emit import Emitter
+from .emit import Publisher
 from .errors import BrokerUnavailable
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Generations:
     """
 
     def __init__(
-        self, broker: Broker, emitter: Emitter, clock: Callable[[], float] = time.monotonic
+        self, broker: Broker, emitter: Publisher, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._broker = broker
         self._emitter = emitter

@@ -6,13 +6,13 @@ import atexit
 import logging
 import os
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from .broker import Broker
 from .broker.memory import MemoryBroker
 from .combine import Combine
 from .config import Config
-from .emit import EmitOptions, Emitter
+from .emit import Publisher
 from .event import Catalogue
 from .flight import Flights
 from .generation import Generations
@@ -30,12 +30,6 @@ _GOODBYE = 1.0
 _logger = logging.getLogger("flask_noc_realtime")
 
 
-class Closable(Protocol):
-    """What ends with its process."""
-
-    def close(self) -> None: ...
-
-
 class Process:
     """Belongs to the process that made it: a fork makes its own.
 
@@ -47,16 +41,7 @@ class Process:
         self.pid = os.getpid()
         self.broker = create_broker(config)
         self.hub = Hub(self.broker, config.hub_options)
-        self.emitter = Emitter(
-            self.broker,
-            catalogue,
-            EmitOptions(
-                max_event_bytes=config.max_event_bytes,
-                queue_events=config.queue_events,
-                queue_bytes=config.queue_bytes,
-                raises=config.emit_errors == "raise",
-            ),
-        )
+        self.emitter = Publisher(self.broker, catalogue, config.emit_options)
         self.flights: Flights[Any] = Flights()
         self.generations = Generations(self.broker, self.emitter)
         pages = getattr(self.broker, "pages", None)
@@ -70,8 +55,6 @@ class Process:
         )
         self.take: Combine[str, bytes | None] = Combine(self.broker.take)
         self.portable = Portable(self.hub, self.leases)
-        self.lease_seconds = config.lease
-        self.relays: list[Closable] = []
         self._pump: Any | None = None
         self._warned: set[str] = set()
         atexit.register(self.close)
@@ -115,8 +98,6 @@ class Process:
         atexit.unregister(self.close)
         if self._pump is not None:
             self._pump.close("shutdown")
-        for relay in self.relays:
-            relay.close()
         served = self.portable.waiting
         self.leases.close()
         self.hub.close()

@@ -47,7 +47,7 @@ class Emitted(NamedTuple):
     user_id: str | None
     timestamp: str
     position: str | None
-    emitter: emit.Emitter
+    emitter: emit.Publisher
 
     def __repr__(self) -> str:
         return _show(self)
@@ -125,7 +125,7 @@ class Events(Sequence[Emitted]):
         """Forget what there is."""
         self._events.clear()
 
-    def add(self, emitter: emit.Emitter, record: bytes, position: str | None) -> None:
+    def add(self, emitter: emit.Publisher, record: bytes, position: str | None) -> None:
         """Take what an emitter tells its observers."""
         rule, envelope = split_record(record)
         seen = json.loads(envelope)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flask_noc_realtime.emit import EmitOptions, Emitter
+from flask_noc_realtime.emit import EmitOptions, Publisher
 from flask_noc_realtime.errors import BrokerUnavailable, EventError, UnknownTypeError
 from flask_noc_realtime.event import Catalogue
 from tests.conftest import RedisFactory
@@ -27,10 +27,12 @@ TIMEOUT = 0.5
 @pytest.fixture
 def emitter(connect: BrokerFactory) -> Iterator[Any]:
     """Return a factory of emitters to a URL, closed when the test is over."""
-    emitters: list[Emitter] = []
+    emitters: list[Publisher] = []
 
-    def make(url: str, **options: Any) -> Emitter:
-        emitters.append(Emitter(connect(url, timeout=TIMEOUT), Catalogue(), EmitOptions(**options)))
+    def make(url: str, **options: Any) -> Publisher:
+        emitters.append(
+            Publisher(connect(url, timeout=TIMEOUT), Catalogue(), EmitOptions(**options))
+        )
         return emitters[-1]
 
     yield make
@@ -38,12 +40,12 @@ def emitter(connect: BrokerFactory) -> Iterator[Any]:
         one.close(0.0)
 
 
-def emit(emitter: Emitter, number: int) -> str | None:
+def emit(emitter: Publisher, number: int) -> str | None:
     """Emit a numbered event."""
     return emitter.emit("log.added", {"n": number, "padding": ""})
 
 
-def timed(emitter: Emitter, number: int) -> float:
+def timed(emitter: Publisher, number: int) -> float:
     """Emit a numbered event; return the seconds it took."""
     begun = time.perf_counter()
     emit(emitter, number)

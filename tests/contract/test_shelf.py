@@ -10,7 +10,7 @@ import pytest
 
 from flask_noc_realtime.broker.pages import LANDED, Look
 from flask_noc_realtime.broker.redis import RedisBroker
-from flask_noc_realtime.emit import EmitOptions, Emitter
+from flask_noc_realtime.emit import EmitOptions, Publisher
 from flask_noc_realtime.event import Catalogue
 from flask_noc_realtime.flight import How, Landed
 from flask_noc_realtime.generation import Generations, Unknown
@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, broker: RedisBroker, lease: float = 3.0) -> None:
         self.broker = broker
-        self.emitter = Emitter(broker, Catalogue(), EmitOptions())
+        self.emitter = Publisher(broker, Catalogue(), EmitOptions())
         self.generations = Generations(broker, self.emitter)
         self.shelf = Shelf(broker.pages, self.generations, lease)
         self.executions = 0

@@ -16,7 +16,7 @@ import gevent, gevent.monkey
 from flask_noc_realtime.audience import Audience, TypeFilter
 from flask_noc_realtime.auth import ANONYMOUS
 from flask_noc_realtime.broker.memory import MemoryBroker
-from flask_noc_realtime.emit import Emitter, EmitOptions
+from flask_noc_realtime.emit import EmitOptions, Publisher
 from flask_noc_realtime.event import Catalogue
 from flask_noc_realtime.hub import Hub, HubOptions, Opening
 from flask_noc_realtime.transport import StreamRequest, detached
@@ -26,7 +26,7 @@ broker = MemoryBroker(1000, 1 << 20)
 hub = Hub(broker, HubOptions(heartbeat=600.0))
 hub.start()
 pump = detached.Pump(hub, lambda leases: None)
-emit = Emitter(broker, Catalogue(), EmitOptions(max_event_bytes=1 << 20)).emit
+emit = Publisher(broker, Catalogue(), EmitOptions(max_event_bytes=1 << 20)).emit
 audience = ANONYMOUS.audience(TypeFilter.parse(""))
 
 
