@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from .broker import Broker
 from .broker.memory import MemoryBroker
@@ -28,6 +28,12 @@ PATIENCE = "flask_noc_realtime.patience"
 _GOODBYE = 1.0
 
 _logger = logging.getLogger("flask_noc_realtime")
+
+
+class Closable(Protocol):
+    """What ends with its process."""
+
+    def close(self) -> None: ...
 
 
 class Process:
@@ -55,6 +61,8 @@ class Process:
         )
         self.take: Combine[str, bytes | None] = Combine(self.broker.take)
         self.portable = Portable(self.hub, self.leases)
+        self.lease_seconds = config.lease
+        self.relays: list[Closable] = []
         self._pump: Any | None = None
         self._warned: set[str] = set()
         atexit.register(self.close)
@@ -98,6 +106,8 @@ class Process:
         atexit.unregister(self.close)
         if self._pump is not None:
             self._pump.close("shutdown")
+        for relay in self.relays:
+            relay.close()
         served = self.portable.waiting
         self.leases.close()
         self.hub.close()
