@@ -476,12 +476,25 @@ def _hides(outer: Any, wanted: Any, depth: int = 4) -> bool:
     """Tell whether *wanted* is within a decorator that does not show what it wraps."""
     if not depth:
         return False
-    cells = getattr(outer, "__closure__", None) or ()
-    held = [_contents(cell) for cell in cells]
+    cells = zip(_free_names(outer), getattr(outer, "__closure__", None) or (), strict=False)
+    held = [_contents(cell) for name, cell in cells if name != getattr(wanted, "__name__", "")]
     if not inspect.isfunction(outer) and not inspect.isclass(outer):
         held += getattr(outer, "__dict__", {}).values()
     held = [item for item in held if callable(item) and not inspect.isclass(item)]
     return any(item is wanted or _hides(item, wanted, depth - 1) for item in held)
+
+
+def _free_names(function: Any) -> tuple[str, ...]:
+    """Return the names of what *function* encloses; none by name where it passes on anything.
+
+    A view that calls its neighbour in an app factory encloses it by its name, and takes what its
+    URL holds; a decorator takes whatever there is.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    passes_on = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    return ("",) * len(code.co_freevars) if passes_on else code.co_freevars
 
 
 def _contents(cell: Any) -> Any:

@@ -87,7 +87,7 @@ class CoalescedView:
         due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
         spare: Kept[Any] | None = None
         if not self.policy.invalidate_on:
-            spare = self._kept(state, process, key, own)
+            spare = self.kept(state, process, key, process.hub.invalidations.of(own))
             if spare is not None and spare.until - process.flights.clock() > due:
                 return self.show_kept(asked, spare.value, spare.until - process.flights.clock())
         return _ViewCall(self, state, process, asked, key, own, due, spare, args, kwargs).answer()
@@ -118,10 +118,12 @@ class CoalescedView:
             )
         )
 
-    def _kept(self, state: State, process: Process, key: bytes, own: str) -> Kept[Any] | None:
-        """Return what the process keeps, where no event can have ended it."""
+    def kept(
+        self, state: State, process: Process, key: bytes, generations: Hashable
+    ) -> Kept[Any] | None:
+        """Return what the process itself keeps."""
         flights = process.flights
-        kept = flights.results.get(key, process.hub.invalidations.of(own), flights.clock())
+        kept = flights.results.get(key, generations, flights.clock())
         if kept is None or not isinstance(kept.value, bytes):
             return kept
         answer = self.opened(state, process, key, kept.value)
@@ -309,6 +311,11 @@ class _ViewCall:
             found = self._look()
             if found is not None:
                 return found
+        elif self._strict and self._due:
+            self._seen = self._capture()
+            kept = self._view.kept(self._state, self._process, self._key, self._seen)
+            if kept is not None and kept.until - self._flights.clock() <= self._due:
+                self._spare = kept
         if self._strict and self._state.in_transaction():
             self._view.coalesced.warn_of_transaction()
             return self._alone() if self._spare is None else self._show_spare()

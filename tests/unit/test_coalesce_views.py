@@ -524,6 +524,20 @@ def test_a_decorator_that_hides_the_view_is_found_out(site: Site) -> None:
     assert site.get("/b?q=2").text == "2"
 
 
+def test_a_view_may_call_a_coalesced_neighbour_of_its_app_factory(site: Site) -> None:
+    """It encloses it as a decorator does, by its name."""
+
+    @coalesce(scope="public", ttl=60)
+    def open_incidents() -> list[int]:
+        return [len(request.args)]
+
+    @site.app.get("/count")
+    def count() -> str:
+        return str(open_incidents()[0])
+
+    assert site.get("/count?a=1").text == site.get("/count").text == "1"
+
+
 def test_without_the_extension_it_says_what_to_do() -> None:
     """Instead of a KeyError."""
     app = Flask("bare")
