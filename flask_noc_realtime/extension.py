@@ -221,7 +221,7 @@ class NocRealtime:
 
     def watch(
         self,
-        model: type[Any],
+        model: watch.Model,
         *,
         created: str | None = None,
         updated: str | None = None,

@@ -18,6 +18,9 @@ from .transaction import bind
 if TYPE_CHECKING:
     from .extension import NocRealtime
 
+Model = type[Any]
+"""A mapped class."""
+
 Data = Collection[str] | Callable[[Any], Any]
 """Names of attributes, or a function of the row."""
 
@@ -35,7 +38,7 @@ class Watch:
     def __init__(
         self,
         extension: NocRealtime,
-        model: type[Any],
+        model: Model,
         changes: Mapping[str, str | None],
         columns: Mapping[str, str],
         data: Data | None,
@@ -58,7 +61,7 @@ class Watch:
         while self._listeners:
             event.remove(*self._listeners.pop())
 
-    def _check(self, model: type[Any]) -> None:
+    def _check(self, model: Model) -> None:
         mapper = inspect(model, raiseerr=False)
         if not isinstance(mapper, Mapper):
             raise ConfigError(f"{model!r:.80} cannot be watched; pass a mapped class.")
@@ -80,7 +83,7 @@ class Watch:
                     "function of the row."
                 )
 
-    def _listen(self, model: type[Any]) -> None:
+    def _listen(self, model: Model) -> None:
         listeners: list[tuple[Any, str, Callable[..., None]]] = []
         if "created" in self._changes:
             listeners.append((model, "after_insert", self._inserted))
