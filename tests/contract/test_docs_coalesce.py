@@ -12,7 +12,7 @@ from flask import Flask, request
 from flask_noc_realtime import ConfigError, Identity, NocRealtime
 from tests.documentation import blocks
 
-START, WHO, EMIT, PROBE, READS, FUNCTION = blocks("coalesce", "python")
+START, WHO, EMIT, PROBE, READS, FUNCTION, INVALIDATE, REFRESH = blocks("coalesce", "python")
 
 
 class Page:
@@ -30,6 +30,8 @@ class Page:
             "request": request,
             "count_open_incidents": lambda: next(self.runs),
             "load_open_incidents": lambda site: [site, next(self.runs)],
+            "save_all": lambda rows: None,
+            "slow_report": lambda: str(next(self.runs)),
             "draw": lambda *what: [*what, next(self.runs)],
             "db": SimpleNamespace(session=SimpleNamespace(commit=lambda: None)),
         }
@@ -93,3 +95,32 @@ def test_the_function_is_shared_by_its_arguments_until_its_event() -> None:
         assert function("south") != first
         page.close_incident()
         assert function("north") == ["north", 3]
+
+
+def test_an_import_ends_what_it_says() -> None:
+    """The pages and the function, each by its own way."""
+    page = Page(WHO, FUNCTION, INVALIDATE)
+
+    def ask() -> list[Any]:
+        with page.app.app_context():
+            counted = [page.names["open_incidents"](site) for site in ("oslo", "rome")]
+        return [page.get("/stats").json, page.get("/topology", X_Site="a").json, *counted]
+
+    before = ask()
+    assert ask() == before
+    with page.app.app_context():
+        page.names["import_incidents"]([])
+    assert not any(one == other for one, other in zip(ask(), before, strict=True))
+
+
+def test_a_report_is_worked_out_by_one_while_others_are_given_what_is_there() -> None:
+    """Once it is due, and not before."""
+    page = Page(REFRESH)
+    flights = page.app.extensions["noc_realtime"].process().flights
+    clock, passed = flights.clock, [0.0]
+    flights.clock = lambda: clock() + passed[0]
+    assert page.get("/report").text == page.get("/report").text == "1"
+    passed[0] = 50.0
+    assert page.get("/report").text == page.get("/report").text == "2"
+    passed[0] += 80.0
+    assert page.get("/report").text == "3"

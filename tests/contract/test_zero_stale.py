@@ -32,6 +32,7 @@ EVENTS = 60
 TYPES = ("incident.updated", "log.added")
 PAGES = {"incident": (0,), "log": (1,), "both": (0, 1)}
 """What is read, and the indexes of the types whose events end it."""
+REFRESHED = ("both",)
 
 
 class Cancelled(BaseException):
@@ -104,14 +105,17 @@ class Site:
 
     def _serve(self, page: str, disturb: Disturb) -> Callable[[], tuple[int, ...]]:
         types = [TYPES[index].partition(".")[0] + ".*" for index in PAGES[page]]
+        # Given out while the next is worked out, but not beyond an event either.
+        stale = {"ttl": 0.01, "stale_while_revalidate": 600}
+        times = stale if page in REFRESHED else {"ttl": 600}
 
-        @coalesce(scope="public", ttl=600, invalidate_on=types, view=False)
+        @coalesce(scope="public", invalidate_on=types, view=False, **times)
         def function() -> tuple[int, ...]:
             versions = self._store.read(page)
             disturb()
             return versions
 
-        @coalesce(scope="public", ttl=600, invalidate_on=types, view=True)
+        @coalesce(scope="public", invalidate_on=types, view=True, **times)
         def view() -> str:
             versions = self._store.read(page)
             disturb()
