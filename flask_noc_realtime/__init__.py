@@ -16,6 +16,7 @@ from .errors import (
 )
 from .event import Event
 from .extension import NocRealtime
+from .handler import RealtimeHandler
 from .outside import Emitter
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "NocRealtimeError",
     "ParameterError",
     "PayloadTooLarge",
+    "RealtimeHandler",
     "UnknownTypeError",
     "coalesce",
     "emits",
