@@ -122,7 +122,10 @@ def _exception(record: logging.LogRecord) -> str | None:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    return record.name.partition(".")[0] in _OURS or str(record.threadName).startswith(_OUR_THREADS)
+    # A record made of a mapping that a network brought may lack both.
+    if str(record.threadName).startswith(_OUR_THREADS):
+        return True
+    return str(record.name).partition(".")[0] in _OURS
 
 
 def _fit(text: str, *, end: bool = False) -> str:
