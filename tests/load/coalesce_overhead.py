@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
@@ -243,7 +243,7 @@ class Overhead:
 
 
 def measure(
-    libraries: list[Library], server: RedisServer, rounds: int, calls: int
+    libraries: Sequence[Library], server: RedisServer, rounds: int, calls: int
 ) -> tuple[Hits, dict[str, Overhead]]:
     """Return what a bare GET of the page took, and the hits of each library by its name."""
     with warnings.catch_warnings(), ExitStack() as stack:

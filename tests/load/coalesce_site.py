@@ -53,12 +53,14 @@ LIBRARIES = (OURS, DOGPILE, CASHEWS, AIOCACHE, FLASK_CACHING)
 class Rush:
     """What a herd was given.
 
-    :ivar seconds: from the moment all were to call until each had its page, or an error.
+    :ivar moment: at which all were to call.
+    :ivar seconds: from then until each had its page, or an error.
     :ivar failed: how many had none, or an error.
     :ivar executions: how often the work was begun.
     :ivar commands: what Redis executed, within scripts as well.
     """
 
+    moment: float
     seconds: list[float]
     pages: list[str]
     failed: int
@@ -96,11 +98,16 @@ class Site:
         file = self.counts / key
         return file.stat().st_size if file.exists() else 0
 
-    def rush(self, callers: int, *, workers: slice = slice(None), **query: Any) -> Rush:
-        """Let *callers* in each of *workers* ask for one page at the same moment."""
+    def rush(
+        self, callers: int, *, workers: slice = slice(None), delay: float = _START, **query: Any
+    ) -> Rush:
+        """Let *callers* in each of *workers* ask for one page at the same moment.
+
+        :param delay: seconds until then, in which they get ready.
+        """
         key = query.setdefault("key", self.key())
         before = self._commands()
-        moment = time.time() + _START + callers / 2000
+        moment = time.time() + delay + callers / 2000
         asked = urlencode({"callers": callers, "at": moment, **query})
         urls = self.urls[workers]
         with ThreadPoolExecutor(len(urls)) as pool:
@@ -108,6 +115,7 @@ class Site:
         seconds = [each for answer in answers for each in answer["seconds"] if each is not None]
         pages = [each for answer in answers for each in answer["pages"] if each is not None]
         return Rush(
+            moment,
             sorted(seconds),
             pages,
             callers * len(urls) - len(pages),
