@@ -229,6 +229,7 @@ class NocRealtime:
         data: watch.Data | None = None,
         permissions: watch.Permissions | None = None,
         user_id: watch.User | None = None,
+        outbox: Outbox | None = None,
         **columns: str,
     ) -> watch.Watch:
         """Emit events when SQLAlchemy sessions commit changes of a model, until it is stopped.
@@ -241,13 +242,14 @@ class NocRealtime:
             key, and the new value if the event is about one column.
         :param permissions: as for `emit`, or a function of the row.
         :param user_id: as for `emit`, or a function of the row.
+        :param outbox: write the events there, so that none is lost with the process.
         :param columns: the type to emit when that column of a row changed.
         :raises ConfigError: when the model cannot be watched like that.
         """
         from .watch import Watch
 
         changes = {"created": created, "updated": updated, "deleted": deleted}
-        return Watch(self, model, changes, columns, data, permissions, user_id)
+        return Watch(self, model, changes, columns, data, permissions, user_id, outbox)
 
     @contextmanager
     def muted(self) -> Iterator[None]:

@@ -91,11 +91,14 @@ class Outbox:
                 "Connection of the transaction (of an AsyncSession, its sync_session)."
             )
         record = self._realtime._state().encode(type, data, permissions, user_id)
-        if self._realtime._mutes:
-            return
         if not isinstance(session, Connection):
             session.flush()
-        session.execute(insert(self.table).values(key=uuid4().hex, record=record))
+        self.write(session, record)
+
+    def write(self, session: Session | scoped_session[Any] | Connection, record: bytes) -> None:
+        """Write the record of an event, unless the extension is muted."""
+        if not self._realtime._mutes:
+            session.execute(insert(self.table).values(key=uuid4().hex, record=record))
 
     def drain(self, timeout: float = 5.0) -> None:
         """Publish what is committed, and return when nothing is left; for tests and scripts.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import event, inspect
+from sqlalchemy import Connection, event, inspect
 from sqlalchemy.orm import InstanceState, Mapper, object_session
 from sqlalchemy.orm.attributes import get_history, instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
@@ -17,6 +17,7 @@ from .transaction import bind
 
 if TYPE_CHECKING:
     from .extension import NocRealtime
+    from .outbox import Outbox
 
 Model = type[Any]
 """A mapped class."""
@@ -44,6 +45,7 @@ class Watch:
         data: Data | None,
         permissions: Permissions | None,
         user_id: User | None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._extension = extension
         self._changes = {change: check_type(type) for change, type in changes.items() if type}
@@ -51,6 +53,7 @@ class Watch:
         self._data = data
         self._permissions = permissions
         self._user_id = user_id
+        self._outbox = outbox
         self._altered: WeakKeyDictionary[InstanceState[Any], set[str]] = WeakKeyDictionary()
         self._check(model)
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = []
@@ -101,27 +104,34 @@ class Watch:
             listeners.append(listener)
         self._listeners = listeners
 
-    def _inserted(self, mapper: Mapper[Any], connection: Any, row: Any) -> None:
-        self._capture(mapper, row, self._changes["created"])
+    def _inserted(self, mapper: Mapper[Any], connection: Connection, row: Any) -> None:
+        self._capture(mapper, connection, row, self._changes["created"])
 
-    def _updating(self, mapper: Mapper[Any], connection: Any, row: Any) -> None:
+    def _updating(self, mapper: Mapper[Any], connection: Connection, row: Any) -> None:
         # The database computes what is set to an expression, and the attribute expires.
         self._altered[instance_state(row)] = _altered(mapper, row)
 
-    def _updated(self, mapper: Mapper[Any], connection: Any, row: Any) -> None:
+    def _updated(self, mapper: Mapper[Any], connection: Connection, row: Any) -> None:
         # Listeners of the app may have altered more.
         altered = self._altered.pop(instance_state(row), set()) | _altered(mapper, row)
         if altered and "updated" in self._changes:
-            self._capture(mapper, row, self._changes["updated"])
+            self._capture(mapper, connection, row, self._changes["updated"])
         for column, type in self._columns.items():
             if column in altered:
-                self._capture(mapper, row, type, column)
+                self._capture(mapper, connection, row, type, column)
 
-    def _deleting(self, mapper: Mapper[Any], connection: Any, row: Any) -> None:
+    def _deleting(self, mapper: Mapper[Any], connection: Connection, row: Any) -> None:
         # Afterwards, what is not loaded yet could not be loaded any more.
-        self._capture(mapper, row, self._changes["deleted"])
+        self._capture(mapper, connection, row, self._changes["deleted"])
 
-    def _capture(self, mapper: Mapper[Any], row: Any, type: str, column: str | None = None) -> None:
+    def _capture(
+        self,
+        mapper: Mapper[Any],
+        connection: Connection,
+        row: Any,
+        type: str,
+        column: str | None = None,
+    ) -> None:
         state = self._extension._addressed(type)
         session = object_session(row)
         if state is None or session is None:
@@ -132,7 +142,10 @@ class Watch:
         except Exception:
             state.forgive(type)
         else:
-            bind(session, state, record)
+            if self._outbox is None:
+                bind(session, state, record)
+            else:
+                self._outbox.write(connection, record)
 
     def _read(self, mapper: Mapper[Any], row: Any, column: str | None) -> Any:
         if callable(self._data):

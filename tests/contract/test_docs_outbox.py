@@ -15,7 +15,7 @@ from flask_noc_realtime.outbox import outbox_table
 from flask_noc_realtime.testing import capture
 from tests.documentation import DOCS, blocks
 
-EMIT, TEST = blocks("outbox", "python")
+EMIT, WATCH, TEST = blocks("outbox", "python")
 
 
 class Base(DeclarativeBase):
@@ -45,9 +45,11 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
     Base.metadata.create_all(engine)
     exec(TEST, names)
     with Session(engine) as session, capture() as events:
+        exec(WATCH, names)
         session.add(Incident(id=7, status="open"))
         session.commit()
         names["test_a_closed_incident_is_told"](app, session, events)
+        assert events.one("incident.created").data == {"id": 7}
         assert session.get(Incident, 7).status == "closed"  # type: ignore[union-attr]
     engine.dispose()
 

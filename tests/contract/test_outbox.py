@@ -190,6 +190,33 @@ def test_what_is_muted_writes_no_row(site: Site) -> None:
     assert site.published() == [2]
 
 
+def test_watched_models_write_into_the_outbox(site: Site) -> None:
+    """In the order of the flush, with the transaction and its savepoints."""
+    watch = site.realtime.watch(
+        site.Incident,
+        created="incident.created",
+        status="incident.status.changed",
+        deleted="incident.updated",
+        outbox=site.outbox,
+    )
+    with site.session() as session:
+        incident = site.Incident(id=7, status="open")
+        session.add(incident)
+        session.commit()
+        incident.status = "closed"
+        with capture() as events:
+            session.commit()
+        assert events.types == [], "it waits for the relay"
+        session.begin_nested()
+        incident.status = "open"
+        session.flush()
+        session.get_nested_transaction().rollback()  # type: ignore[union-attr]
+        session.delete(incident)
+        session.rollback()
+    watch.stop()
+    assert site.published() == [{"id": 7}, {"id": 7, "status": "closed"}]
+
+
 def test_the_change_is_written_before_its_event_is(site: Site) -> None:
     """So that the event takes its number while the transaction holds the row."""
     with site.session() as session:
