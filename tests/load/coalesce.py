@@ -158,7 +158,6 @@ class Benchmark:
         for each in self.sites():
             say(f"Failures at {each.library.name}.")
             name = each.library.name
-            each.rush(options.failing, workers=one, work=WORK)
             rush = each.rush(options.failing, workers=one, work=WORK, fail=1)
             add(
                 f"{options.failing} callers of a failing page: executions",

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing, require
-from tests.load import dashboard, streams
+from tests.load import coalesce, dashboard, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
+from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
 from tests.load.peers import FLASK_SSE, SSE_STARLETTE
 from tests.load.report import Report
 
@@ -157,6 +158,40 @@ def test_a_dashboard_that_streams_asks_less_and_shows_the_same() -> None:
             share = report[name]
             assert isinstance(share, float)
             assert share > 80
+
+
+def test_a_herd_at_ours_is_one_execution_whatever_befalls_its_leader() -> None:
+    """Workers of ours and of a library with an event loop go through the same."""
+    missing_libraries()
+    options = replace(coalesce.SHORT, libraries=(OURS, CASHEWS))
+    table = coalesce.run(options, ["herd", "failing", "killed"])
+    ours = {row: values["ours"] for row, values in table.values().items()}
+    executions = [ours[row] for row in ours if row.endswith("executions")]
+    assert executions == [1, 1, 1]
+    assert ours["  failed of both"] == 0
+    assert ours["leader cancelled: others that failed"] == 0
+    assert ours["  the zombie's page is kept"] == "no"
+    assert not [row for row, values in table.values().items() if len(values) != 2]
+
+
+def test_hits_and_stale_results_are_measured_with_every_library() -> None:
+    """Each is in each row, and what it does not do is a dash."""
+    missing_libraries()
+    table = coalesce.run(coalesce.SHORT, ["overheads", "stale"])
+    assert table["stale results"]["ours"] == 0
+    assert table["stale results"]["Flask-Caching"] != 0
+    for row, values in table.values().items():
+        assert set(values) == {library.name for library in LIBRARIES}
+        assert values["ours"] is not None
+        assert row in "\n".join(table.lines())
+    assert table["hit in memory, of a view, us"]["cashews"] is None
+
+
+def missing_libraries() -> None:
+    """Skip for want of a library to compare with."""
+    for library in LIBRARIES:
+        if library.missing:
+            missing(library.module)
 
 
 @pytest.mark.parametrize(
