@@ -27,6 +27,7 @@ from .view import CoalescedView
 
 if TYPE_CHECKING:
     from .extension import State
+    from .process import Process
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -133,6 +134,7 @@ class Coalesced:
         self.name = getattr(function, "__qualname__", repr(function))
         path = f"{getattr(function, '__module__', '')}.{self.name}".replace(" ", "_")
         self.own = tuple(f"{path}#{number}" for number in range(_CLASSES))
+        self.patterns = {own: (*policy.invalidate_on, own) for own in self.own}
         self._number = next(_numbers)
         self._views: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -166,6 +168,12 @@ class Coalesced:
         if self.policy.ttl is not None:
             return self.policy.ttl
         return _DEFAULT_TTL if state is None else state.config.coalesce_ttl
+
+    def generations(self, process: Process, own: str) -> Hashable:
+        """Return what ends results: the newest events, or that it was done by hand."""
+        if self.policy.invalidate_on:
+            return process.generations.read(self.patterns[own])
+        return process.hub.invalidations.of(own)
 
     def own_of_view(self, view_args: dict[str, Any] | None) -> str:
         """Return the generation of what the URL's values in *view_args* lead to."""
@@ -240,18 +248,13 @@ class Coalesced:
             if state.in_transaction():
                 self.warn_of_transaction()
                 return self.function(*args, **kwargs)
-            process = state.process()
-            flights = process.flights
-            patterns = (*self.policy.invalidate_on, own)
-            capture: Callable[[], Hashable]
-            capture = functools.partial(process.generations.read, patterns)
-        elif state is not None:
-            process = state.process()
-            flights = process.flights
-            capture = functools.partial(process.hub.invalidations.of, own)
-        else:
+        capture: Callable[[], Hashable] = _always
+        if state is None:
             flights = self._flights_outside()
-            capture = _always
+        else:
+            process = state.process()
+            flights = process.flights
+            capture = functools.partial(self.generations, process, own)
         ttl = self.ttl(state)
         spare: Kept[Any] | None = None
         if self.policy.refreshes or not self.policy.invalidate_on:

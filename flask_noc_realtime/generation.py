@@ -6,9 +6,11 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from .broker import Broker
+from .combine import Combine
 from .emit import Publisher
 from .errors import BrokerUnavailable
 
@@ -41,6 +43,7 @@ class Generations:
         self._clock = clock
         self._closed_until = 0.0
         self._complained = False
+        self._combined: Combine[tuple[str, ...], tuple[str, ...] | None] = Combine(self._ask)
 
     @property
     def readable(self) -> bool:
@@ -48,13 +51,28 @@ class Generations:
         return not self._emitter.queued and self._clock() >= self._closed_until
 
     def read(self, patterns: Sequence[str]) -> Hashable:
-        """Return what names the newest event of each pattern, or an `Unknown`."""
+        """Return what names the newest event of each pattern, or an `Unknown`.
+
+        All who ask at once share a round trip. Who comes while one is under way waits for the
+        next: it must see every event that was emitted before it came.
+        """
         if not patterns:
             return ()
-        names = None
-        if self.readable:
+        if not self.readable:
+            return Unknown()
+        if self._broker.shared:
+            names = self._combined(tuple(patterns))
+        else:
             names = self.attempt(functools.partial(self._broker.generations, patterns))
         return Unknown() if names is None else names
+
+    def _ask(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...] | None]:
+        patterns = list(dict.fromkeys(chain.from_iterable(questions)))
+        names = self.attempt(functools.partial(self._broker.generations, patterns))
+        if names is None or len(questions) == 1:
+            return [names] * len(questions)
+        name_of = dict(zip(patterns, names, strict=True))
+        return [tuple([name_of[pattern] for pattern in question]) for question in questions]
 
     def retry(self) -> None:
         """Leave the broker in peace no longer: it is known to be back."""

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from .broker.pages import ALONE, FAILED, LANDED, Look, Pages, Waiter
 from .errors import BrokerUnavailable
-from .flight import ALONE_SECONDS, Flights, How, Landed
+from .flight import ALONE_SECONDS, How, Landed
 from .generation import Generations, Unknown
 
 T = TypeVar("T")
@@ -117,28 +117,6 @@ class Shelf:
         self._generations = generations
         self._lease = lease
         self._keeper = Keeper(pages, lease)
-        self._looks: Flights[Look | None] = Flights()
-
-    @property
-    def looking(self) -> int:
-        """How many callers wait for another's round trip."""
-        return self._looks.waiting
-
-    def look(self, key: bytes, patterns: Sequence[str]) -> Look | None:
-        """Look for a result, in one round trip for all who ask at once; None when Redis is away.
-
-        Who comes while one is under way waits for the next: it must see every event that was
-        emitted before it came.
-        """
-        if not self._generations.readable:
-            return None
-        name = key.hex()
-
-        def work(_: Hashable) -> Landed[Look | None]:
-            attempt = functools.partial(self._pages.look_up, name, patterns)
-            return Landed(self._generations.attempt(attempt))
-
-        return self._looks.fly((name, tuple(patterns)), Unknown, work).value
 
     def obtain(
         self,

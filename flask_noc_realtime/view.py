@@ -85,12 +85,15 @@ class CoalescedView:
         key = self._key_of(state, asked, scope)
         own = self.coalesced.own_of_view(asked.view_args)
         due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
-        spare: Kept[Any] | None = None
-        if not self.policy.invalidate_on:
-            spare = self.kept(state, process, key, process.hub.invalidations.of(own))
-            if spare is not None and spare.until - process.flights.clock() > due:
-                return self.show_kept(asked, spare.value, spare.until - process.flights.clock())
-        return _ViewCall(self, state, process, asked, key, own, due, spare, args, kwargs).answer()
+        seen = self.coalesced.generations(process, own)
+        kept = self._kept(state, process, key, seen)
+        if kept is not None:
+            left = kept.until - process.flights.clock()
+            if left > due:
+                return self.show_kept(asked, kept.value, left)
+        return _ViewCall(self, state, process, asked, key, own, args, kwargs).answer(
+            seen, kept, due
+        )
 
     def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
         environ = asked.environ
@@ -118,7 +121,7 @@ class CoalescedView:
             )
         )
 
-    def kept(
+    def _kept(
         self, state: State, process: Process, key: bytes, generations: Hashable
     ) -> Kept[Any] | None:
         """Return what the process itself keeps."""
@@ -279,8 +282,6 @@ class _ViewCall:
         asked: Request,
         key: bytes,
         own: str,
-        due: float,
-        spare: Kept[Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
@@ -294,50 +295,29 @@ class _ViewCall:
         self._args = args
         self._kwargs = kwargs
         self._strict = bool(view.policy.invalidate_on)
-        self._patterns = (*view.policy.invalidate_on, own)
-        self._due = due
-        self._spare = spare
+        self._patterns = view.coalesced.patterns[own]
+        self._due = 0.0
+        self._spare: Kept[Any] | None = None
         self._seen: Hashable = None
         self._codec: Codec[Answer] | None = None
         self._shelf: Shelf | None = None
         self._how = How.LED
         self._stored = False
 
-    def answer(self) -> Any:
-        """Return the response, as the work of this caller or of another."""
+    def answer(self, seen: Hashable, spare: Kept[Any] | None, due: float) -> Any:
+        """Return the response, as the work of this caller or of another.
+
+        :param seen: the generations that held when the request came.
+        :param spare: what is kept, and due to be worked out anew.
+        :param due: how many seconds before its end a result is.
+        """
+        self._seen, self._spare, self._due = seen, spare, due
         self._codec = self._view.codec(self._state, shared=self._process.shelf is not None)
         self._shelf = self._process.shelf if self._codec is not None else None
-        if self._strict and self._shelf is not None:
-            found = self._look()
-            if found is not None:
-                return found
-        elif self._strict and self._due:
-            self._seen = self._capture()
-            kept = self._view.kept(self._state, self._process, self._key, self._seen)
-            if kept is not None and kept.until - self._flights.clock() <= self._due:
-                self._spare = kept
         if self._strict and self._state.in_transaction():
             self._view.coalesced.warn_of_transaction()
             return self._alone() if self._spare is None else self._show_spare()
         return self._fly()
-
-    def _look(self) -> Any:
-        """Answer from the shelf, asking in the same step what events there were."""
-        assert self._shelf is not None and self._codec is not None
-        look = self._shelf.look(self._key, self._patterns)
-        self._seen = Unknown() if look is None else look.names
-        if look is not None and look.state == "alone":
-            return self._alone()
-        answer = None
-        if look is not None and look.value is not None:
-            answer = self._codec.unseal(look.value, self._key)
-        if answer is None or look is None:
-            return None
-        if look.seconds <= self._due:
-            clock = self._flights.clock()
-            self._spare = Kept(answer, self._seen, clock, clock + look.seconds, 0)
-            return None
-        return self._view.show_kept(self._asked, answer, look.seconds)
 
     def _fly(self) -> Any:
         flights = self._flights
@@ -383,11 +363,11 @@ class _ViewCall:
         return self._view.function(*self._args, **self._kwargs)
 
     def _capture(self) -> Hashable:
-        if not self._strict:
-            return self._process.hub.invalidations.of(self._own)
-        # What the first look saw is still before anything this caller reads.
+        # What was seen first is still before anything this caller reads.
         seen, self._seen = self._seen, None
-        return self._process.generations.read(self._patterns) if seen is None else seen
+        if seen is None:
+            return self._view.coalesced.generations(self._process, self._own)
+        return seen
 
     def _work(self, generations: Hashable) -> Landed[Any]:
         if self._shelf is None or self._codec is None or isinstance(generations, Unknown):
@@ -402,8 +382,7 @@ class _ViewCall:
         )
         landed = Landed(_APART, shared=False) if found is None else found
         self._stored = landed.ttl > 0
-        # Everybody who asks for a strict one asks Redis first: nobody would look for it here.
-        return replace(landed, ttl=0.0) if self._strict else landed
+        return landed
 
     def _keep(self, landed: Landed[Any]) -> Landed[Any]:
         """Have what the process keeps for itself kept in the app's Flask-Caching, if it may."""

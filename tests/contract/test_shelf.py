@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -58,10 +58,8 @@ class Worker:
         return self.shelf.obtain(key, patterns, CODEC, work, strict=bool(patterns))
 
     def look(self, patterns: tuple[str, ...] = PATTERNS) -> Look:
-        """Look, while the broker is there."""
-        look = self.shelf.look(KEY, patterns)
-        assert look is not None
-        return look
+        """Look, and take no lease."""
+        return self.broker.pages.look_up(KEY.hex(), patterns)
 
 
 def unseal(data: bytes, key: bytes) -> str | None:
@@ -326,26 +324,36 @@ def test_a_planted_value_is_a_miss_and_goes(workers: tuple[Worker, Worker]) -> N
     assert other.obtain(other.execute("b"))[0] is How.KEPT
 
 
-def test_all_who_look_at_once_share_a_round_trip(workers: tuple[Worker, Worker]) -> None:
-    """The first one's has begun; all others share the next."""
+def test_all_who_read_generations_at_once_share_a_round_trip(
+    workers: tuple[Worker, Worker],
+) -> None:
+    """The first one's has begun; all others share the next, whatever each of them asks for."""
     one, _ = workers
     begun, go = threading.Event(), threading.Event()
-    trips: list[str] = []
-    look_up = one.broker.pages.look_up
+    trips: list[Sequence[str]] = []
+    read = one.broker.generations
+    patterns = ("log.*", "incident.*", "*")
+    one.broker.publish(record(1), key())
+    expected = dict(zip(patterns, read(patterns), strict=True))
 
-    def slow(name: str, *args: Any) -> Look:
-        trips.append(name)
+    def slow(asked: Sequence[str]) -> tuple[str, ...]:
+        trips.append(asked)
         begun.set()
         assert go.wait(TIMEOUT)
-        return look_up(name, *args)
+        return read(asked)
 
-    one.broker.pages.look_up = slow  # type: ignore[method-assign]
-    callers = [Caller(lambda: one.look())]
+    one.broker.generations = slow  # type: ignore[method-assign]
+    callers = [Caller(lambda: one.generations.read(patterns))]
     assert begun.wait(TIMEOUT)
-    callers += [Caller(lambda: one.look()) for _ in range(20)]
-    wait_until(lambda: one.shelf.looking == 20, TIMEOUT, "they wait")
+    for number in range(20):
+        asked = patterns[number % len(patterns) :]
+        callers.append(Caller(lambda asked=asked: one.generations.read(asked)))
+    waiting = one.generations._combined._waiting
+    wait_until(lambda: len(waiting) == 20, TIMEOUT, "they wait")
     go.set()
-    assert {caller.result().state for caller in callers} == {"none"}
+    for number, caller in enumerate(callers[1:]):
+        asked = patterns[number % len(patterns) :]
+        assert caller.result() == tuple(expected[pattern] for pattern in asked)
     assert len(trips) == 2
 
 
@@ -360,7 +368,7 @@ def test_without_redis_each_worker_works_and_keeps_nothing(
     worker = Worker(connect(server.url, timeout=0.2))
     worker.obtain(worker.execute("a"))
     server.stop()
-    assert worker.shelf.look(KEY, PATTERNS) is None
+    assert isinstance(worker.generations.read(PATTERNS), Unknown)
     assert not worker.generations.readable
     assert isinstance(worker.generations.read(PATTERNS), Unknown)
     seen: list[Hashable] = []
@@ -375,8 +383,8 @@ def test_without_redis_each_worker_works_and_keeps_nothing(
     assert seen[1] == ()
     assert caplog.text.count("are not kept meanwhile") == 1
     server.start()
-    look = wait_until(lambda: worker.shelf.look(KEY, PATTERNS), TIMEOUT, "Redis is asked again")
-    assert look.value is None
+    wait_until(lambda: worker.generations.readable, TIMEOUT, "Redis is asked again")
+    assert worker.generations.read(PATTERNS) == worker.broker.generations(PATTERNS)
     assert caplog.text.count("are kept again") == 1
     worker.shelf.close()
 
