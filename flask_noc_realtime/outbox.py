@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Collection
@@ -29,6 +30,11 @@ from .relay import Relay
 if TYPE_CHECKING:
     from .extension import NocRealtime
     from .process import Process
+
+# MySQL's plain BLOB holds less than an event.
+_BLOB = LargeBinary(2**24 - 1)
+
+_logger = logging.getLogger("flask_noc_realtime")
 
 Bind = Engine | Callable[[], Engine]
 
@@ -66,7 +72,7 @@ class Outbox:
         self._in_workers = relay
         self._interval = interval
         self._lock = threading.Lock()
-        self._relays: weakref.WeakKeyDictionary[Process, Relay] = weakref.WeakKeyDictionary()
+        self._served: weakref.WeakSet[Process] = weakref.WeakSet()
 
     def emit(
         self,
@@ -118,13 +124,20 @@ class Outbox:
 
     def serve(self, app: Flask, process: Process) -> None:
         """Have a worker relay, from its first request on."""
-        if process in self._relays or not self._in_workers or app.testing:
+        if process in self._served or not self._in_workers or app.testing:
             return
         with self._lock:
-            if process not in self._relays:
-                relay = self._relays[process] = self.relay(process)
-                process.relays.append(relay)
-                relay.start()
+            if process in self._served:
+                return
+            self._served.add(process)
+        try:
+            relay = self.relay(process)
+        except Exception:
+            # The request that happens to be the first has nothing to do with it.
+            _logger.exception("This worker does not relay %s.", self.table.name)
+            return
+        process.relays.append(relay)
+        relay.start()
 
 
 def outbox_table(name: str, metadata: MetaData) -> Table:
@@ -134,7 +147,7 @@ def outbox_table(name: str, metadata: MetaData) -> Table:
         metadata,
         Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
         Column("key", String(32), nullable=False),
-        Column("record", LargeBinary, nullable=False),
+        Column("record", LargeBinary().with_variant(_BLOB, "mysql", "mariadb"), nullable=False),
         Column("attempted", BigInteger),
         # A number that is used again could be removed by a relay that was late.
         sqlite_autoincrement=True,

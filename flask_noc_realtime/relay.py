@@ -7,6 +7,7 @@ from which to go on, so that a transaction which takes a low one and commits lat
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import secrets
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _BATCH_EVENTS = 200
 _BATCH_BYTES = 1024 * 1024
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
+_GOODBYE = 2.0
 _CLOCKS = 60.0
 """Seconds that the clocks of two relays may be apart."""
 
@@ -57,6 +59,9 @@ class Relay:
     Each row is marked before it is published and removed after, each in a transaction of its own.
     So a row that is marked may have been published: it is published again with its key, by which
     the broker recognises it.
+
+    The lease is for efficiency only. Whoever takes rows takes all that are left from the first
+    one on, so that several who publish them at once do so in the same order.
     """
 
     def __init__(self, table: Table, engine: Engine, process: Process, interval: float) -> None:
@@ -68,7 +73,7 @@ class Relay:
         self._seconds = process.lease_seconds
         self._worker = secrets.token_hex(6)
         # No user is called so.
-        self._claim = Claim(f"\0relay {table.name}", f"{self._worker}:relay")
+        self._claim = Claim(f"\0relay {_address(engine)} {table.name}", f"{self._worker}:relay")
         self._held_at = -math.inf
         self._complained = False
         self._closing = threading.Event()
@@ -108,23 +113,23 @@ class Relay:
         """
         deadline = time.monotonic() + timeout
         while not self._closing.is_set():
-            if self.leads():
-                if not self.deliver():
-                    return
-            elif not self.waiting():
+            leads = self.leads()
+            if leads and self.deliver():
+                continue
+            if not self.waiting():
                 return
-            else:
-                self._closing.wait(self._interval)
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{self.waiting()} events are still in {self._table.name} after {timeout} s."
                 )
+            if not leads:
+                self._closing.wait(self._interval)
 
     def close(self) -> None:
         """Stop, and let another relay go on at once."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(self._seconds)
+            self._thread.join(_GOODBYE)
         if self._held_at > -math.inf:
             try:
                 self._broker.lease(self._terms(0.0), released=[self._claim])
@@ -217,6 +222,13 @@ class Relay:
         if self._complained:
             self._complained = False
             _logger.warning("The relay of %s goes on.", self._table.name)
+
+
+def _address(engine: Engine) -> str:
+    """Name a database: two apps that share a Redis need not share that."""
+    url = engine.url
+    parts = [url.get_backend_name(), url.host, url.port, url.database]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _sound(row: Row) -> bool:

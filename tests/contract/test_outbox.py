@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import Engine, MetaData, String, create_engine, insert, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from sqlalchemy.orm import sessionmaker as session_factory
 
@@ -321,6 +323,49 @@ def test_one_relay_is_active_at_a_time(redis_site: Site) -> None:
     wait_until(third.leads, 20.0, "the lease of one that does not renew it lapses")
 
 
+def test_several_who_relay_at_once_keep_the_order_and_repeat_nothing(redis_site: Site) -> None:
+    """The lease is for efficiency only."""
+    site = redis_site
+    relays = [site.relay() for _ in range(3)]
+    total = 300
+    done = threading.Event()
+
+    def deliver(relay: Relay) -> None:
+        while not done.is_set():
+            relay._held_at = time.monotonic()
+            try:
+                relay.deliver()
+            except OperationalError as error:
+                assert "locked" in str(error), error  # SQLite's way to make one wait.
+
+    threads = [threading.Thread(target=deliver, args=[relay]) for relay in relays]
+    with stream_client(site.app, timeout=30.0) as stream:
+        for thread in threads:
+            thread.start()
+        site.emit(*range(total))
+        seen = [next(stream).data for _ in range(total)]
+        wait_until(lambda: not relays[0].waiting(), 30.0, "all is removed")
+        done.set()
+        for thread in threads:
+            thread.join(30.0)
+        site.realtime.emit("log.added", "last")
+        assert next(stream).data == "last"
+    assert seen == list(range(total))
+
+
+def test_two_databases_have_two_leases(postgres: Engine, tmp_path: Path) -> None:
+    """Apps that share a Redis would otherwise wait for each other for ever."""
+    site = Site(postgres)
+    other = create_engine(f"sqlite:///{tmp_path}/other.db")
+    elsewhere = Relay(site.outbox.table, other, process_of(site.app), 0.1)
+    first, second = site.relay(), site.relay()
+    assert first.leads() and elsewhere.leads()
+    assert not second.leads()
+    elsewhere.close()
+    other.dispose()
+    site.close()
+
+
 def test_a_lease_that_lapsed_is_not_used(redis_site: Site, monkeypatch: Any) -> None:
     """The relay looks at the clock between taking rows and publishing them."""
     site = redis_site
@@ -414,6 +459,20 @@ def test_workers_relay_from_their_first_request_on(site: Site) -> None:
         wait_until(lambda: next(stream).data == 2, 20.0, "it is relayed")
     process.close()
     assert "noc-realtime-relay" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_database_that_is_not_there_breaks_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, once."""
+
+    def engine() -> Engine:
+        raise RuntimeError("no database yet")
+
+    app = Flask("app")
+    NocRealtime(app).outbox(MetaData(), engine)
+    app.add_url_rule("/", "index", lambda: "")
+    assert [app.test_client().get("/").status_code for _ in range(3)] == [200] * 3
+    assert caplog.text.count("This worker does not relay noc_realtime_outbox.") == 1
+    process_of(app).close()
 
 
 def test_the_command_empties_the_outbox(site: Site) -> None:
