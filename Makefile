@@ -21,10 +21,13 @@ export NOC_REALTIME_TEST_STRICT := $(STRICT)
 endif
 
 # The second run is patched before pytest is imported, as apps are under gunicorn -k gevent.
+# There a greenlet that never gives way also outlives pytest's timeout, which only interrupts
+# whoever runs; faulthandler's own thread says where, and ends the run.
 test: $(VENV)/.test $(if $(STRICT),$(VENV)/.load)
 	$(RUN) -m pytest $(ARGS)
 ifeq ($(ARGS),)
-	NOC_REALTIME_TEST_GEVENT=1 $(RUN) -m gevent.monkey --module pytest tests/unit tests/contract
+	NOC_REALTIME_TEST_GEVENT=1 $(RUN) -m gevent.monkey --module pytest \
+	  -o faulthandler_timeout=150 -o faulthandler_exit_on_timeout=true tests/unit tests/contract
 endif
 
 demo: $(VENV)/.demo
