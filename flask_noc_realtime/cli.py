@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import select
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,13 +14,19 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from .audience import TypeFilter
 from .blueprint import EXTENSION
 from .broker import Broker
 from .errors import ConfigError, EventError, NocRealtimeError, ParameterError
 from .event import notice
+from .eventlog import UNKNOWN
+from .process import create_broker
+from .tail import Page, Tail
 
 if TYPE_CHECKING:
     from .extension import State
+
+_PIPE_CHECK = 0.5
 
 
 class Group(AppGroup):
@@ -78,6 +86,57 @@ def emit_command(type: str, data: str, permissions: tuple[str, ...], user: str |
     click.echo(_publish(_shared(state), record))
 
 
+@group.command("tail")
+@click.option("--types", default="", metavar="PATTERNS", help="Such as incident.*,log.added.")
+@click.option("--since", metavar="POSITION|DURATION", help="Start there, or so long ago: 1h30m.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
+def tail_command(types: str, since: str | None, as_json: bool) -> None:
+    """Follow all events, whoever may see them, until Ctrl-C."""
+    state = _state()
+    _shared(state)
+    config = state.config
+    tail = Tail(TypeFilter.parse(types), config.history_events, config.history_bytes)
+    broker = create_broker(config)
+    try:
+        position = tail.start(broker, since)
+        click.echo(f"Following what comes after {position}.", err=True)
+        while _is_read():
+            _show(tail.read(_PIPE_CHECK), as_json)
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # What the interpreter flushes at its end would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        broker.close()
+
+
+@group.command("stats")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option("--wait", default=1.0, show_default=True, help="Seconds the workers have to answer.")
+def stats_command(as_json: bool, wait: float) -> None:
+    """Show the workers: their streams, their positions, and how far they are behind.
+
+    Asks each worker that has served a stream or a position. Ends with 1 when one does not answer.
+    """
+    from .broker.redis import RedisBroker
+
+    broker = _shared(_state())
+    assert isinstance(broker, RedisBroker)
+    newest = broker.newest()
+    asked, reports = broker.survey(wait)
+    workers = [_with_lag(json.loads(report), newest) for report in reports]
+    workers.sort(key=lambda worker: (worker["host"], worker["pid"]))
+    silent = 0 if asked is None else asked - len(workers)
+    if as_json:
+        click.echo(json.dumps({"position": newest, "workers": workers, "silent": silent}))
+    else:
+        _show_workers(newest, workers)
+    if silent:
+        click.echo(f"{silent} of {asked} workers did not answer within {wait:g} s.", err=True)
+        raise SystemExit(1)
+
+
 @group.command("types")
 def types_command() -> None:
     """List the event types the app knows."""
@@ -104,6 +163,57 @@ def _state() -> State:
     if state is None:
         raise ConfigError(f"{current_app.name!r} has no NocRealtime; call NocRealtime(app).")
     return state
+
+
+def _show(page: Page, as_json: bool) -> None:
+    if page.gap:
+        click.echo("Events are missing here: they had left the log.", err=True)
+    if page.events:
+        lines = [event.as_json() if as_json else event.as_text() for event in page.events]
+        click.echo("\n".join(lines))
+
+
+_COLUMNS = (
+    ("worker", 24, lambda worker: f"{worker['host']}:{worker['pid']}"),
+    ("detached", -9, lambda worker: f"{worker['detached']:,}"),
+    ("portable", -9, lambda worker: f"{worker['portable']:,}"),
+    ("position", -20, lambda worker: worker["position"]),
+    ("lag", -10, lambda worker: "?" if worker["lag"] is None else f"{worker['lag']:.3f} s"),
+    ("behind", -7, lambda worker: f"{worker['behind']:,}"),
+    ("queued", -7, lambda worker: f"{worker['queued']:,}"),
+    ("dropped", -8, lambda worker: f"{worker['dropped']:,}"),
+)
+
+
+def _show_workers(newest: str | None, workers: list[dict[str, Any]]) -> None:
+    rows = [[name for name, _, _ in _COLUMNS]]
+    rows += [[show(worker) for _, _, show in _COLUMNS] for worker in workers]
+    for row in rows:
+        cells = zip(row, _COLUMNS, strict=True)
+        line = [
+            cell.ljust(width) if width > 0 else cell.rjust(-width) for cell, (_, width, _) in cells
+        ]
+        click.echo(" ".join(line))
+    streams = sum(worker["detached"] + worker["portable"] for worker in workers)
+    click.echo(f"{len(workers)} workers, {streams:,} streams, newest position {newest or 'none'}.")
+
+
+def _with_lag(worker: dict[str, Any], newest: str | None) -> dict[str, Any]:
+    """Add the seconds between the newest event and the newest one the worker has."""
+    ages = [int(position.partition("-")[0]) for position in (newest or UNKNOWN, worker["position"])]
+    known = worker["position"] != UNKNOWN
+    return {**worker, "lag": max(0, ages[0] - ages[1]) / 1000 if known else None}
+
+
+def _is_read() -> bool:
+    """Tell whether somebody may read the output: a pipe nothing is written to never breaks."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return not poll.poll(0)
 
 
 def _shared(state: State) -> Broker:

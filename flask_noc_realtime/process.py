@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
+import socket
 import threading
 from typing import Any, Protocol
 
@@ -52,6 +54,9 @@ class Process:
         self.generations = Generations(self.broker, self.emitter)
         pages = getattr(self.broker, "pages", None)
         self.shelf = None if pages is None else Shelf(pages, self.generations)
+        census = getattr(self.broker, "census", None)
+        if census is not None:
+            census.report = self._report
         self._config = config
         self._lock = threading.Lock()
         self.leases = Leases(
@@ -71,6 +76,23 @@ class Process:
         """Return the newest position this process knows."""
         self.hub.start()
         return self.hub.position
+
+    def report(self) -> dict[str, Any]:
+        """Return how this worker is, as `flask noc-realtime stats` shows it.
+
+        :return: ``behind`` counts the events that the slowest detached stream has yet to be sent.
+        """
+        pump = self._pump
+        return {
+            "host": socket.gethostname(),
+            "pid": self.pid,
+            "position": self.hub.position,
+            "detached": 0 if pump is None else pump.streams,
+            "portable": self.portable.streams,
+            "behind": 0 if pump is None else pump.behind,
+            "queued": self.emitter.queued,
+            "dropped": self.emitter.dropped,
+        }
 
     def stream(self, environ: dict[str, Any], request: StreamRequest) -> Any:
         """Return the body of a stream in the transport that fits the server."""
@@ -117,6 +139,9 @@ class Process:
         if self.shelf is not None:
             self.shelf.close()
         self.emitter.close()
+
+    def _report(self) -> bytes:
+        return json.dumps(self.report()).encode()
 
     def _detached_pump(self) -> Any:
         with self._lock:

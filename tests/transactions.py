@@ -192,6 +192,7 @@ class Run:
                 return
             except Deadlock:
                 self._end("rollback")
+                self._roll_back_prepared()
 
     def stored(self) -> dict[int, int]:
         """Return what the database holds."""
@@ -203,6 +204,13 @@ class Run:
         getattr(self._session, how)()
         self._savepoints.clear()
         (self.rows.commit if how == "commit" else self.rows.rollback)()
+
+    def _roll_back_prepared(self) -> None:
+        """Do as a transaction manager does for what is prepared when its session is gone."""
+        if self._engine.dialect.name == "postgresql":
+            with self._engine.connect() as connection:
+                for xid in connection.recover_twophase():
+                    connection.rollback_prepared(xid, recover=True)
 
     def _add(self, value: int) -> None:
         id, self._next = self._next, self._next + 1

@@ -21,7 +21,10 @@ from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
 from . import Claim, Leased, Sink, Terms
-from .pages import NAMES, SCRIPTS, Pages
+from .census import SCRIPTS as CENSUS_SCRIPTS
+from .census import Answers, Census
+from .pages import NAMES, Pages
+from .pages import SCRIPTS as PAGES_SCRIPTS
 
 # One entry that carries no event opens every log, so that a position can always be found.
 # A second attempt looks for the first in the log, only as far back as it can be: all of a large
@@ -129,7 +132,13 @@ return values
 
 _GENERATIONS = NAMES + "return names_of(KEYS[1], ARGV)"
 
-_SCRIPTS = {"generations": _GENERATIONS, "lease": _LEASE, "take": _TAKE, **SCRIPTS}
+_SCRIPTS = {
+    "generations": _GENERATIONS,
+    "lease": _LEASE,
+    "take": _TAKE,
+    **CENSUS_SCRIPTS,
+    **PAGES_SCRIPTS,
+}
 
 _PAGE = 500
 _IDLE_CHECK = 15.0
@@ -183,6 +192,7 @@ class RedisBroker:
         self._kept_key = f"{{{options.namespace}}}:kept:"
         self._scripts: dict[str, Any] = {}
         self.pages = Pages(self._run, options.namespace)
+        self.census = Census(self._client, self._run, options.namespace)
         self._where = _without_secret(url)
         self._connect = client_factory(url, options.timeout)
         self._publish: Any | None = None
@@ -224,7 +234,7 @@ class RedisBroker:
 
     def ping(self) -> None:
         try:
-            self._publish_script().registered_client.ping()
+            self._client().ping()
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -245,8 +255,7 @@ class RedisBroker:
 
     def put(self, key: str, value: bytes, seconds: float) -> None:
         try:
-            client = self._publish_script().registered_client
-            client.set(self._kept_key + key, value, px=round(seconds * 1000))
+            self._client().set(self._kept_key + key, value, px=round(seconds * 1000))
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -277,6 +286,30 @@ class RedisBroker:
         if self._publish is not None:
             _close(self._publish.registered_client)
 
+    def survey(self, seconds: float) -> Answers:
+        """Ask every worker for its report, and return what comes within *seconds*.
+
+        :raises BrokerUnavailable: when none can be asked.
+        """
+        try:
+            return self.census.ask(seconds)
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def newest(self) -> str | None:
+        """Return the newest position in the log, or None when there is no log.
+
+        :raises BrokerUnavailable: when it cannot be known.
+        """
+        try:
+            rows = self._client().xrevrange(self._log_key, count=1)
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        return rows[0][0].decode() if rows else None
+
+    def _client(self) -> Any:
+        return self._publish_script().registered_client
+
     def _publish_script(self) -> Any:
         if self._publish is None:
             # redis-py's retries would publish twice when only the answer was lost.
@@ -295,15 +328,14 @@ class RedisBroker:
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         script = self._scripts.get(name)
         if script is None:
-            client = self._publish_script().registered_client
-            script = self._scripts[name] = client.register_script(_SCRIPTS[name])
+            script = self._scripts[name] = self._client().register_script(_SCRIPTS[name])
         try:
             return script(keys=keys, args=arguments)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
-        client = self._publish_script().registered_client
+        client = self._client()
         try:
             if isinstance(client, RedisCluster):
                 return client.hmget(key, list(fields))
@@ -349,19 +381,24 @@ class RedisBroker:
             self._reader = self._connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         with self._reader.pubsub() as pubsub:
             self._pubsub = pubsub
-            pubsub.subscribe(self._channel, self.pages.channel)
+            takers: dict[bytes, Callable[[bytes], None]] = {
+                self._channel.encode(): self._take,
+                self.pages.channel.encode(): self.pages.take,
+            }
+            if self.census.report is not None:
+                takers[self.census.channel.encode()] = self.census.answer
+            pubsub.subscribe(*takers)
             while not self._closed.is_set():
                 message = pubsub.get_message(timeout=_IDLE_CHECK)
                 if message is None:
                     self._catch_up()
-                elif message["channel"] == self.pages.channel.encode():
-                    if message["type"] == "message":
-                        self.pages.take(message["data"])
-                    else:
-                        self.pages.wake_all()
                 elif message["type"] == "message":
-                    self._take(message["data"])
-                elif message["type"] == "subscribe":
+                    takers[message["channel"]](message["data"])
+                elif message["channel"] == self.pages.channel.encode():
+                    self.pages.wake_all()
+                elif (
+                    message["type"] == "subscribe" and message["channel"] == self._channel.encode()
+                ):
                     self._catch_up()
                     self._log_up()
 

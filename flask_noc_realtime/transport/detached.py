@@ -161,6 +161,12 @@ class Pump:
         """How many streams there are."""
         return len(self._by_fd)
 
+    @property
+    def behind(self) -> int:
+        """How many events the slowest stream has yet to be sent."""
+        end = self._hub.end
+        return max((end - stream.cursor for stream in self._by_fd.values()), default=0)
+
     def add(self, taken: Taken, request: StreamRequest, opening: Opening) -> None:
         """Own a connection whose client has been sent the head of the response."""
         key = (request.audience, taken.chunked)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from flask_noc_realtime import Identity, NocRealtime
 from flask_noc_realtime.cli import group
 from flask_noc_realtime.testing import stream_client
 from tests.conftest import RedisFactory
-from tests.processes import free_port
+from tests.processes import free_port, wait_until
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,7 +128,10 @@ def test_what_is_asked_wrongly_is_said_in_a_line(
     assert not rows(server)
 
 
-@pytest.mark.parametrize("args", [["emit", "log.added", "1"], ["disconnect", "7"]])
+COMMANDS = [["emit", "log.added", "1"], ["disconnect", "7"], ["tail"], ["stats"]]
+
+
+@pytest.mark.parametrize("args", COMMANDS)
 def test_redis_away_is_said_in_a_line(args: list[str], make_app: Callable[..., Flask]) -> None:
     """With exit code 1: nothing waits in a process that ends."""
     result = runner(make_app(f"redis://127.0.0.1:{free_port()}"))(*args)
@@ -134,7 +140,7 @@ def test_redis_away_is_said_in_a_line(args: list[str], make_app: Callable[..., F
     assert result.output.count("\n") == 1
 
 
-@pytest.mark.parametrize("args", [["emit", "log.added", "1"], ["disconnect", "7"]])
+@pytest.mark.parametrize("args", COMMANDS)
 def test_memory_is_said_to_stay_in_its_process(
     args: list[str], make_app: Callable[..., Flask]
 ) -> None:
@@ -173,3 +179,77 @@ def test_disconnect_ends_the_user_s_streams(
         assert [event.type for event in mine] == ["stream.close"]
         assert runner(app)("emit", "link.flapped").exit_code == 0
         assert next(other).type == "link.flapped"
+
+
+def test_stats_names_each_worker_and_its_streams(
+    server: RedisServer, make_app: Callable[..., Flask], run: Run
+) -> None:
+    """Those that serve any, and nobody else who is on that Redis."""
+    app = make_app(server.url)
+    with stream_client(app, headers={"User": "7"}, timeout=10):
+        position = run("emit", "link.flapped").output.strip()
+        wait_until(lambda: app_position(app) == position, 10.0, "it arrives")
+        result = run("stats", "--json", "--wait", "10")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.output)
+    assert (answer["position"], answer["silent"]) == (position, 0)
+    assert answer["workers"] == [
+        {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "position": position,
+            "detached": 0,
+            "portable": 1,
+            "behind": 0,
+            "queued": 0,
+            "dropped": 0,
+            "lag": 0.0,
+        }
+    ]
+
+
+def test_stats_without_a_worker_are_empty(run: Run) -> None:
+    """And no error."""
+    result = run("stats", "--wait", "0")
+    assert result.exit_code == 0
+    head, foot = result.output.splitlines()
+    assert head.split()[:3] == ["worker", "detached", "portable"]
+    assert foot == "0 workers, 0 streams, newest position none."
+
+
+def test_a_worker_that_hangs_is_told_of(
+    server: RedisServer, make_app: Callable[..., Flask], run: Run
+) -> None:
+    """It is subscribed, and does not answer."""
+    app = make_app(server.url)
+    process = app.extensions["noc_realtime"].process()
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang() -> bytes:
+        hanging.set()
+        go_on.wait(20.0)
+        return b"{}"
+
+    process.broker.census.report = hang
+    process.position()
+    result = run("stats", "--wait", "0.3")
+    assert hanging.is_set()
+    go_on.set()
+    assert result.exit_code == 1
+    assert "0 workers, 0 streams" in result.output
+    assert "1 of 1 workers did not answer within 0.3 s." in result.output
+
+
+def test_an_answer_that_came_too_late_does_not_stay(
+    server: RedisServer, make_app: Callable[..., Flask], run: Run
+) -> None:
+    """Nobody will ever read it."""
+    process = make_app(server.url).extensions["noc_realtime"].process()
+    process.broker.census.answer(b"forgotten")
+    assert 0 < server.client().pttl("{noc}:census:forgotten") <= 10_000
+
+
+def app_position(app: Flask) -> str:
+    """Return the newest position an app's process knows."""
+    position: str = app.extensions["noc_realtime"].process().position()
+    return position

@@ -1,0 +1,87 @@
+"""Asking every worker how it is, through the one subscription each of them has.
+
+Nobody reports anything until somebody asks: what nobody looks at costs nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import redis
+
+from ..errors import BrokerUnavailable
+
+_TURN = 0.2
+_KEPT = 10_000
+"""Milliseconds that answers are kept for whoever asked, who may be gone."""
+
+# A list that an answer began and nobody let expire would stay for ever.
+_ANSWER = """
+redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+SCRIPTS = {"census.answer": _ANSWER}
+
+
+class Answers(NamedTuple):
+    """What the workers said.
+
+    :ivar asked: how many were asked, or None where that cannot be known, as in a Cluster.
+    :ivar reports: what was answered in time, in no order.
+    """
+
+    asked: int | None
+    reports: list[bytes]
+
+
+class Census:
+    """Asks the workers of one namespace, and answers for this one. Thread-safe.
+
+    :param client: returns the Redis client.
+    :param run: runs a script by name with keys and arguments.
+    :param namespace: prefix of the keys and the channel.
+    """
+
+    def __init__(self, client: Callable[[], Any], run: Callable[..., Any], namespace: str) -> None:
+        self.channel = f"{{{namespace}}}:census"
+        self.report: Callable[[], bytes] | None = None
+        self._client = client
+        self._run = run
+
+    def ask(self, seconds: float) -> Answers:
+        """Return what the workers answer within *seconds*, sooner when all have.
+
+        :raises redis.RedisError: when Redis does not answer.
+        """
+        client = self._client()
+        question = secrets.token_hex(8)
+        asked = client.publish(self.channel, question)
+        if isinstance(client, redis.RedisCluster):
+            asked = None  # The node counts its own subscribers only.
+        reports: list[bytes] = []
+        deadline = time.monotonic() + seconds
+        while len(reports) != asked and time.monotonic() < deadline:
+            # In turns: a longer wait would pass the client's own timeout.
+            found = client.blpop([self._key(question)], timeout=_TURN)
+            if found is not None:
+                reports.append(found[1])
+        return Answers(asked, reports)
+
+    def answer(self, question: bytes) -> None:
+        """Answer what came through the subscription.
+
+        Whoever asks sees that one is missing where Redis does not take it.
+        """
+        if self.report is None:
+            return
+        key = self._key(question.decode("ascii", "replace"))
+        with suppress(BrokerUnavailable):
+            self._run("census.answer", [key], [self.report(), _KEPT])
+
+    def _key(self, question: str) -> str:
+        return f"{self.channel}:{question}"
