@@ -169,17 +169,21 @@ class Run:
         self._fail: int | str | None = None
         self._statements = 0
         event.listen(engine, "before_cursor_execute", self._at_statement)
-        event.listen(engine, "prepare_twophase", self._at_prepare)
-        event.listen(engine, "commit_twophase", self._at_commit)
         event.listen(engine, "commit", self._at_commit)
+        # Where there are prepared transactions, one would stay, with its locks.
+        self._phases = engine.dialect.name == "sqlite"
+        if self._phases:
+            event.listen(engine, "prepare_twophase", self._at_prepare)
+            event.listen(engine, "commit_twophase", self._at_commit)
 
     def close(self) -> None:
         """Leave the engine as it was."""
         self._session.close()
         event.remove(self._engine, "before_cursor_execute", self._at_statement)
-        event.remove(self._engine, "prepare_twophase", self._at_prepare)
-        event.remove(self._engine, "commit_twophase", self._at_commit)
         event.remove(self._engine, "commit", self._at_commit)
+        if self._phases:
+            event.remove(self._engine, "prepare_twophase", self._at_prepare)
+            event.remove(self._engine, "commit_twophase", self._at_commit)
 
     def run(self, script: Script) -> None:
         """Run a transaction until it ends, as a service does that retries after a deadlock."""
@@ -192,7 +196,6 @@ class Run:
                 return
             except Deadlock:
                 self._end("rollback")
-                self._roll_back_prepared()
 
     def stored(self) -> dict[int, int]:
         """Return what the database holds."""
@@ -204,13 +207,6 @@ class Run:
         getattr(self._session, how)()
         self._savepoints.clear()
         (self.rows.commit if how == "commit" else self.rows.rollback)()
-
-    def _roll_back_prepared(self) -> None:
-        """Do as a transaction manager does for what is prepared when its session is gone."""
-        if self._engine.dialect.name == "postgresql":
-            with self._engine.connect() as connection:
-                for xid in connection.recover_twophase():
-                    connection.rollback_prepared(xid, recover=True)
 
     def _add(self, value: int) -> None:
         id, self._next = self._next, self._next + 1

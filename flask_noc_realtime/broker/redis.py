@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -23,6 +22,7 @@ from ..eventlog import Entry
 from . import Claim, Leased, Sink, Terms
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
+from .command import Script, ask
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
@@ -53,9 +53,12 @@ for i = 3, #ARGV, 3 do
   local position = published[key] or redis.call('HGET', retried, key)
   if not position then
     position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
+    local moved = {}
     for pattern in string.gmatch(ARGV[i + 2], '%S+') do
-      redis.call('HSET', generations, pattern, position)
+      moved[#moved + 1] = pattern
+      moved[#moved + 1] = position
     end
+    if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
     redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
     before = position
     if age ~= '' then
@@ -133,11 +136,15 @@ return values
 _GENERATIONS = NAMES + "return names_of(KEYS[1], ARGV)"
 
 _SCRIPTS = {
-    "generations": _GENERATIONS,
-    "lease": _LEASE,
-    "take": _TAKE,
-    **CENSUS_SCRIPTS,
-    **PAGES_SCRIPTS,
+    name: Script(text)
+    for name, text in {
+        "publish": _PUBLISH,
+        "generations": _GENERATIONS,
+        "lease": _LEASE,
+        "take": _TAKE,
+        **CENSUS_SCRIPTS,
+        **PAGES_SCRIPTS,
+    }.items()
 }
 
 _PAGE = 500
@@ -190,12 +197,11 @@ class RedisBroker:
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
-        self._scripts: dict[str, Any] = {}
         self.pages = Pages(self._run, options.namespace)
         self.census = Census(self._client, self._run, options.namespace)
         self._where = _without_secret(url)
         self._connect = client_factory(url, options.timeout)
-        self._publish: Any | None = None
+        self._emitting: Any | None = None
         self._reader: Any | None = None
         self._sink: Sink | None = None
         self._thread: threading.Thread | None = None
@@ -283,8 +289,8 @@ class RedisBroker:
                 pass
         if self._thread is not None:
             self._thread.join(self._options.timeout)
-        if self._publish is not None:
-            _close(self._publish.registered_client)
+        if self._emitting is not None:
+            _close(self._emitting)
 
     def survey(self, seconds: float) -> Answers:
         """Ask every worker for its report, and return what comes within *seconds*.
@@ -308,45 +314,28 @@ class RedisBroker:
         return rows[0][0].decode() if rows else None
 
     def _client(self) -> Any:
-        return self._publish_script().registered_client
-
-    def _publish_script(self) -> Any:
-        if self._publish is None:
+        if self._emitting is None:
             # redis-py's retries would publish twice when only the answer was lost.
-            client = self._connect(Retry(NoBackoff(), 0))
-            self._publish = client.register_script(_PUBLISH)
-        return self._publish
+            self._emitting = self._connect(Retry(NoBackoff(), 0))
+        return self._emitting
 
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
         arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
         for record, key in events:
             names = generations_of(split_record(record)[0])
             arguments += (record, key, " ".join(names))
-        script = self._publish_script()
-        return [position.decode() for position in script(keys=self._keys, args=arguments)]
+        positions = _SCRIPTS["publish"].run(self._client(), self._keys, arguments)
+        return [position.decode() for position in positions]
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self._client().register_script(_SCRIPTS[name])
         try:
-            return script(keys=keys, args=arguments)
+            return _SCRIPTS[name].run(self._client(), keys, arguments)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
-        client = self._client()
         try:
-            if isinstance(client, RedisCluster):
-                return client.hmget(key, list(fields))
-            # The client's own way takes a third longer, and every strict hit would pay it.
-            pool = client.connection_pool
-            connection = pool.get_connection()
-            try:
-                connection.send_packed_command([_packed("HMGET", key, *fields)])
-                return connection.read_response()
-            finally:
-                pool.release(connection)
+            return ask(self._client(), "HMGET", key, *fields)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -560,14 +549,6 @@ def _entries(rows: list[tuple[str, bytes]]) -> Iterator[Entry]:
             yield Entry.from_record(position, record)
         except EventError as error:
             _logger.error("Passed over %s in the event log: %s", position, error)
-
-
-@lru_cache(maxsize=1024)
-def _packed(*words: str) -> bytes:
-    """Encode a command as Redis reads it."""
-    encoded = [word.encode() for word in words]
-    parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded]
-    return b"*%d\r\n%s" % (len(parts), b"".join(parts))
 
 
 def _window(age: float | None) -> str:

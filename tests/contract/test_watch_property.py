@@ -56,7 +56,7 @@ def sqlite() -> Iterator[Engine]:
     engine.dispose()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(scripts=scripts, twophase=st.booleans())
 def test_the_events_are_the_committed_changes_in_their_order(
     sqlite: Engine, scripts: Sequence[Script], twophase: bool
@@ -65,7 +65,7 @@ def test_the_events_are_the_committed_changes_in_their_order(
     compare(sqlite, scripts, twophase)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scripts=scripts, twophase=st.booleans())
 def test_they_are_also_on_a_database_of_its_own(
     postgres: Engine, scripts: Sequence[Script], twophase: bool

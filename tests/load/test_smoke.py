@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing, require
-from tests.load import coalesce, dashboard, streams
+from tests.load import coalesce, dashboard, emitting, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -185,6 +185,14 @@ def test_hits_and_stale_results_are_measured_with_every_library() -> None:
         assert values["ours"] is not None
         assert row in "\n".join(table.lines())
     assert table["hit in memory, of a view, us"]["cashews"] is None
+
+
+def test_what_an_emit_costs_is_measured_beside_a_set() -> None:
+    """And everything that was emitted is in the log, in order."""
+    report = emitting.run(emitting.SHORT)
+    assert report["in order in the log"] == "all"
+    for name in ("that is times a SET", "emit in memory, p50", "emitted from one process"):
+        assert isinstance(report[name], float)
 
 
 def missing_libraries() -> None:
