@@ -81,7 +81,7 @@ _CHANGE = (
     + """
 local positions = {}
 for i = 4, #KEYS do
-  local said, at = KEYS[i], 4 * i - 13
+  local said, at = KEYS[i], 3 + 4 * (i - 4)
   if (redis.call('GET', said) or '') == ARGV[at] then
     positions[#positions + 1] = append(ARGV[at + 2], said, ARGV[at + 3])
     redis.call('SET', said, ARGV[at + 1], 'PX', ARGV[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_the_app_of_the_page_shows_what_the_page_shows(monkeypatch: pytest.Monke
     monkeypatch.setenv("ALERTMANAGER_TOKEN", TOKEN)
     monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
     app = Flask("docs")
-    exec(CONFIG, {"app": app, "os": __import__("os")})
+    exec(CONFIG, {"app": app, "os": os})
     realtime = NocRealtime(app)
     assert ALERTMANAGER in ALERTMANAGER_CONFIG
     sent = {**DATA, "endsAt": "0001-01-01T00:00:00Z"}
