@@ -17,11 +17,13 @@ from .errors import (
 from .event import Event
 from .extension import NocRealtime
 from .handler import RealtimeHandler
+from .ingest import Alert
 from .outside import Emitter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alert",
     "BrokerUnavailable",
     "ConfigError",
     "Emitter",

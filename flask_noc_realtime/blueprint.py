@@ -21,12 +21,15 @@ from . import poll as polling
 from .audience import TypeFilter
 from .auth import Identity, decode_ticket, encode_ticket
 from .errors import (
+    BodyError,
+    BodyTooLarge,
     BrokerUnavailable,
     IdentityError,
     LimitError,
     NocRealtimeError,
     OriginError,
     ParameterError,
+    ReplayError,
 )
 from .transport import StreamRequest
 
@@ -68,19 +71,26 @@ def create_blueprint(state: State) -> Blueprint:
     """Return the blueprint of one app."""
     blueprint = Blueprint(EXTENSION, __name__, url_prefix=state.config.prefix)
     for path, method, view in _ROUTES:
-        blueprint.add_url_rule(
-            path,
-            view.__name__,
-            _only(method, view),
-            # All, so that the answer to another is ours, and not the app's own page for a 405.
-            methods=_METHODS,
-            provide_automatic_options=False,
-        )
+        add_route(blueprint, path, method, view)
     blueprint.before_request(_refuse_early)
     blueprint.after_request(_share)
     blueprint.register_error_handler(NocRealtimeError, _explain)
     blueprint.register_error_handler(HTTPException, _explain_http)
     return blueprint
+
+
+def add_route(
+    blueprint: Blueprint, path: str, method: str, view: View, max_body: int = MAX_BODY_BYTES
+) -> None:
+    """Have *view* answer *method* of a path, with a body of *max_body* bytes at most."""
+    blueprint.add_url_rule(
+        path,
+        view.__name__,
+        _only(method, view, max_body),
+        # All, so that the answer to another is ours, and not the app's own page for a 405.
+        methods=_METHODS,
+        provide_automatic_options=False,
+    )
 
 
 # The routes.
@@ -194,11 +204,13 @@ _ROUTES: tuple[tuple[str, str, View], ...] = (
 )
 
 
-def _only(method: str, view: View) -> View:
+def _only(method: str, view: View, max_body: int) -> View:
     """Return a view that answers *method* with *view*, and explains itself to others."""
     allowed = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}.get(method, "")
 
     def dispatch(**arguments: str) -> Response:
+        if request.method != "GET" and (request.content_length or 0) > max_body:
+            raise BodyTooLarge(f"The body exceeds {max_body} bytes.")
         if not method or request.method == method:
             return view(**arguments)
         if request.method == "HEAD" and method == "GET":
@@ -308,8 +320,6 @@ def _refuse_early() -> Response | None:
     """Refuse what no client of ours sends, before anything is looked up for it."""
     if len(request.environ.get("QUERY_STRING", "")) > MAX_QUERY_BYTES:
         return problem(400, "Bad Request", f"The query is longer than {MAX_QUERY_BYTES} bytes.")
-    if request.method != "GET" and (request.content_length or 0) > MAX_BODY_BYTES:
-        return problem(413, "Content Too Large", f"The body exceeds {MAX_BODY_BYTES} bytes.")
     origin = request.environ.get("HTTP_ORIGIN")
     if origin is not None and request.method != "OPTIONS" and not _welcome(origin):
         raise OriginError(
@@ -361,9 +371,12 @@ def problem(status: int, title: str, detail: str) -> Response:
 
 
 _PROBLEMS: tuple[tuple[type[NocRealtimeError], int, str], ...] = (
+    (BodyTooLarge, 413, "Content Too Large"),
+    (BodyError, 422, "Unprocessable Content"),
     (ParameterError, 400, "Bad Request"),
     (IdentityError, 401, "Unauthorized"),
     (OriginError, 403, "Forbidden"),
+    (ReplayError, 409, "Conflict"),
     (BrokerUnavailable, 503, "Service Unavailable"),
 )
 

@@ -16,6 +16,19 @@ from .lease import LeaseOptions
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 _ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
 _PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]+)+", re.ASCII)
+_SECRET = re.compile(r"[!-~]{16,}", re.ASCII)
+
+
+class Secret(str):
+    """A str that no log shows by its repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>" if self else "''"
+
+
+_NO_SECRET = Secret()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,14 @@ class Config:
     :ivar coalesce_store: ``auto`` keeps the pages of `@coalesce` in the app's Flask-Caching, where
         it has one that fits; ``own`` never does.
     :ivar strict_types: refuse event types nobody registered.
+    :ivar ingest_alertmanager_token: the token or password Alertmanager sends; without one
+        ``ingest/alertmanager`` is no address.
+    :ivar ingest_secret: what webhooks are signed with; without one ``ingest/webhook`` is no
+        address.
+    :ivar ingest_permissions: who may see what is ingested; without any, everybody.
+    :ivar ingest_max_bytes: bytes of one body at most.
+    :ivar ingest_window: seconds the timestamp of a signed webhook may be off.
+    :ivar ingest_repeat: seconds in which an alert that says nothing new is not emitted again.
     """
 
     url: str = "memory://"
@@ -86,6 +107,12 @@ class Config:
     coalesce_ttl: float = 5.0
     coalesce_store: str = "auto"
     strict_types: bool = True
+    ingest_alertmanager_token: Secret = _NO_SECRET
+    ingest_secret: Secret = _NO_SECRET
+    ingest_permissions: tuple[str, ...] = ()
+    ingest_max_bytes: int = 32 * 1024 * 1024
+    ingest_window: float = 300.0
+    ingest_repeat: float = 3600.0
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
@@ -98,9 +125,16 @@ class Config:
             key = key_of(field.name)
             if key in mapping:
                 values[field.name] = _convert(key, mapping[key], type(field.default))
+        if "cors_origins" in values:
+            values["cors_origins"] = tuple(origin.lower() for origin in values["cors_origins"])
         config = cls(**values)
         config._check()
         return config
+
+    @property
+    def ingests(self) -> bool:
+        """Whether alerts or events are taken from outside."""
+        return bool(self.ingest_alertmanager_token or self.ingest_secret)
 
     @property
     def emit_options(self) -> EmitOptions:
@@ -172,6 +206,9 @@ _LEAST = {
     "coalesce_ttl": 0.0,
     "queue_events": 0,
     "queue_bytes": 0,
+    "ingest_max_bytes": 1024,
+    "ingest_window": 1.0,
+    "ingest_repeat": 0.0,
 }
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -196,7 +233,14 @@ def _convert(key: str, value: Any, kind: type) -> Any:
             isinstance(part, str) for part in parts
         ):
             raise ConfigError(f"{key} is {value!r}; use a list of str.")
-        return tuple(part.strip().lower() for part in parts if part.strip())
+        return tuple(part.strip() for part in parts if part.strip())
+    if kind is Secret:
+        if not isinstance(value, str) or (value and not _SECRET.fullmatch(value)):
+            raise ConfigError(
+                f"{key} is too weak, or has blanks; use 16 or more letters, digits and signs of "
+                "ASCII, such as `openssl rand -hex 32` prints."
+            )
+        return Secret(value)
     if kind is str:
         if not isinstance(value, str):
             raise ConfigError(f"{key} is {value!r}; use a str.")

@@ -27,6 +27,18 @@ class ParameterError(NocRealtimeError, ValueError):
     """A request parameter of the stream is malformed; the client is at fault."""
 
 
+class BodyError(ParameterError):
+    """The body of a request is malformed; its sender is at fault."""
+
+
+class BodyTooLarge(BodyError):
+    """The body of a request has more bytes than are taken."""
+
+
+class ReplayError(NocRealtimeError):
+    """A signed request was accepted before."""
+
+
 class IdentityError(NocRealtimeError):
     """A request shows an identity that cannot be accepted; its sender is at fault."""
 

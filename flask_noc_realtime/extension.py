@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .coalesce import Coalescing
 from .config import Config
 from .errors import ConfigError
 from .event import Catalogue
+from .ingest import Alert
 from .process import Process, create_broker
 from .recipe import Data, Permissions, User
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from . import watch
     from .outbox import Bind, Outbox
+
+AlertMapper = Callable[[Alert], Mapping[str, Any] | None]
 
 _logger = logging.getLogger("flask_noc_realtime")
 
@@ -95,7 +98,16 @@ class State:
 
     def publish(self, record: bytes) -> str | None:
         """Publish a record, unless the extension is muted."""
-        return None if self._extension._mutes else self.process().emitter.publish(record)
+        return None if self.muted else self.process().emitter.publish(record)
+
+    @property
+    def muted(self) -> bool:
+        """Whether nothing is to be emitted."""
+        return self._extension._mutes > 0
+
+    def map_alert(self, alert: Alert) -> Mapping[str, Any] | None:
+        """Return what to emit for *alert*, as the app wants it."""
+        return self._extension._alert_mapper(alert)
 
     def forgive(self, type: str) -> None:
         """Log the error that is being handled, or raise it again where the app wants that."""
@@ -131,6 +143,7 @@ class NocRealtime:
         self._types: set[str] = set(Catalogue().types())
         self._identity_loader: IdentityLoader | None = None
         self._transaction_probe: Callable[[], bool] | None = None
+        self._alert_mapper: AlertMapper = _incident
         self._states: weakref.WeakSet[State] = weakref.WeakSet()
         self.coalesce = Coalescing(self._state)
         self._lock = threading.Lock()
@@ -157,7 +170,12 @@ class NocRealtime:
         create_broker(state.config)
         app.extensions[EXTENSION] = state
         self._states.add(state)
-        app.register_blueprint(create_blueprint(state))
+        blueprint = create_blueprint(state)
+        if state.config.ingests:
+            from .webhook import add_ingest
+
+            add_ingest(blueprint, state)
+        app.register_blueprint(blueprint)
         app.before_request(_serve_outboxes)
         app.before_request(_remember_position)
         app.after_request(_show_position)
@@ -326,6 +344,18 @@ class NocRealtime:
         self._transaction_probe = probe
         return probe
 
+    def alert_mapper(self, mapper: AlertMapper) -> AlertMapper:
+        """Register the function that makes events of Alertmanager's alerts.
+
+        Unless there is one, an `Alert` becomes ``{"type": alert.type, "data": alert.data}``.
+
+        :param mapper: takes an `Alert`; returns a mapping of what `emit` takes, ``type``, ``data``
+            and perhaps ``permissions`` and ``user_id``, or None for an alert to pass over.
+            Without permissions the event has those of ``NOC_REALTIME_INGEST_PERMISSIONS``.
+        """
+        self._alert_mapper = mapper
+        return mapper
+
     def outbox(
         self, database: Any, bind: Bind | None = None, *, relay: bool = True, **options: Any
     ) -> Outbox:
@@ -375,6 +405,10 @@ class NocRealtime:
         except ConfigError as error:
             _logger.error("No %r was emitted: %s", type, error)
             return None
+
+
+def _incident(alert: Alert) -> Mapping[str, Any]:
+    return {"type": alert.type, "data": alert.data}
 
 
 def _serve_outboxes() -> None:

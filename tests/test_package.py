@@ -20,7 +20,8 @@ from tests.conftest import require
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
-PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor", "notice", "recipe", "wheel")
+PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor")
+PURE += ("ingest", "notice", "recipe", "wheel")
 THREADS = ("combine", "flight", "metrics")
 TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {

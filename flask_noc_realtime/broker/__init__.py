@@ -51,6 +51,20 @@ class Leased(NamedTuple):
     evicted: tuple[str, ...]
 
 
+class Change(NamedTuple):
+    """A record that is published only if nobody has said anything new of its subject meanwhile.
+
+    :ivar key: names the subject.
+    :ivar before: what is known to have been said of it; None when nothing was.
+    :ivar after: what the record says of it, not empty.
+    """
+
+    key: str
+    before: bytes | None
+    after: bytes
+    record: bytes
+
+
 class Sink(Protocol):
     """Where a broker delivers; the hub is one."""
 
@@ -82,6 +96,23 @@ class Broker(Protocol):
         :param again: an earlier attempt may have succeeded unnoticed; publish none twice.
         :param age: seconds since the earliest attempt began: how far back to look for it.
         :raises BrokerUnavailable: when not all are known to be published; try *again*.
+        """
+
+    def publish_changes(self, changes: Sequence[Change], seconds: float) -> list[str | None]:
+        """Append records in order, each if what was said of its subject is still what it knows.
+
+        Each that is appended, and what it says, are one step: after a failure the same changes
+        can be published again, and those that were are not. What is said is known for so many
+        *seconds*.
+
+        :return: their positions; None for those that were not appended.
+        :raises BrokerUnavailable: when it is not known whether they are published.
+        """
+
+    def recall(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return what the newest change of each key said.
+
+        :raises BrokerUnavailable: when it cannot be known.
         """
 
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:

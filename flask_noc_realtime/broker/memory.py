@@ -12,9 +12,14 @@ from collections.abc import Mapping, Sequence
 from ..errors import BrokerUnavailable
 from ..event import generations_of
 from ..eventlog import Entry, EventLog
-from . import Claim, Leased, Sink, Terms
+from . import Change, Claim, Leased, Sink, Terms
 
 _KEPT_LIMIT = 100_000
+
+_NOTHING = (0.0, b"")
+
+Kept = OrderedDict[str, tuple[float, bytes]]
+"""Values, and when each is void; what was kept last comes last."""
 
 
 class MemoryBroker:
@@ -42,7 +47,8 @@ class MemoryBroker:
         self._published: OrderedDict[str, str] = OrderedDict()
         self._generations: dict[str, str] = {}
         self._leases: dict[str, dict[str, None]] = {}
-        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._kept: Kept = OrderedDict()
+        self._said: Kept = OrderedDict()
 
     def publish(self, record: bytes, key: str) -> str:
         with self._lock:
@@ -56,6 +62,16 @@ class MemoryBroker:
             self._reach()
             known: Mapping[str, str] = self._published if again else {}
             return [known.get(key) or self._append(record, key) for record, key in events]
+
+    def publish_changes(self, changes: Sequence[Change], seconds: float) -> list[str | None]:
+        with self._lock:
+            self._reach()
+            return [self._change(change, seconds) for change in changes]
+
+    def recall(self, keys: Sequence[str]) -> list[bytes | None]:
+        with self._lock:
+            self._reach()
+            return [_value(self._said.get(key, _NOTHING)) for key in keys]
 
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
         self._reach()
@@ -92,22 +108,14 @@ class MemoryBroker:
         return Leased(True, frozenset(refused), tuple(evicted))
 
     def put(self, key: str, value: bytes, seconds: float) -> None:
-        now = time.monotonic()
         with self._lock:
             self._reach()
-            self._kept[key] = (now + seconds, value)
-            # Most live equally long, so that the first are the first to be void.
-            while self._kept and (
-                len(self._kept) > _KEPT_LIMIT or next(iter(self._kept.values()))[0] <= now
-            ):
-                self._kept.popitem(last=False)
+            _keep(self._kept, key, value, seconds)
 
     def take(self, keys: Sequence[str]) -> list[bytes | None]:
         with self._lock:
             self._reach()
-            taken = [self._kept.pop(key, (0.0, b"")) for key in keys]
-        now = time.monotonic()
-        return [value if due > now else None for due, value in taken]
+            return [_value(self._kept.pop(key, _NOTHING)) for key in keys]
 
     def start(self, sink: Sink) -> None:
         with self._lock:
@@ -137,12 +145,19 @@ class MemoryBroker:
                 self._published.clear()
                 self._generations.clear()
                 self._kept.clear()
+                self._said.clear()
                 if self._sink is not None:
                     self._sink.restart(self._log.position, [])
 
     def _reach(self) -> None:
         if self._cut:
             raise BrokerUnavailable("The broker is cut off, by a test")
+
+    def _change(self, change: Change, seconds: float) -> str | None:
+        if _value(self._said.get(change.key, _NOTHING)) != change.before:
+            return None
+        _keep(self._said, change.key, change.after, seconds)
+        return self._append(change.record, change.key)
 
     def _append(self, record: bytes, key: str) -> str:
         entry = Entry.from_record(f"{self._epoch}-{self._log.end + 1}", record)
@@ -155,3 +170,17 @@ class MemoryBroker:
         if self._sink is not None:
             self._sink.deliver([entry])
         return entry.position
+
+
+def _keep(kept: Kept, key: str, value: bytes, seconds: float) -> None:
+    now = time.monotonic()
+    kept[key] = (now + seconds, value)
+    kept.move_to_end(key)
+    # Most live equally long, so that the first are the first to be void.
+    while kept and (len(kept) > _KEPT_LIMIT or next(iter(kept.values()))[0] <= now):
+        kept.popitem(last=False)
+
+
+def _value(entry: tuple[float, bytes]) -> bytes | None:
+    due, value = entry
+    return value if due > time.monotonic() else None

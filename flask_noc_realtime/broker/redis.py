@@ -19,7 +19,7 @@ from redis.sentinel import Sentinel
 from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
-from . import Claim, Leased, Sink, Terms
+from . import Change, Claim, Leased, Sink, Terms
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
 from .command import Script, ask
@@ -27,13 +27,31 @@ from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
 # One entry that carries no event opens every log, so that a position can always be found.
+# Each message names its predecessor: a hole shows with the next message, whatever made it.
+_APPEND = """
+local log, channel, generations, cap = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', '')
+local function append(record, key, patterns)
+  local position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
+  local moved = {}
+  for pattern in string.gmatch(patterns, '%S+') do
+    moved[#moved + 1] = pattern
+    moved[#moved + 1] = position
+  end
+  if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
+  redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
+  before = position
+  return position
+end
+"""
 # A second attempt looks for the first in the log, only as far back as it can be: all of a large
 # history takes longer than any timeout, and the outage would never end. It leaves its own key
 # where a first one that was merely late finds it.
-# Each message names its predecessor: a hole shows with the next message, whatever made it.
-_PUBLISH = """
-local log, channel, retried, generations = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local cap, age = ARGV[1], ARGV[2]
+_PUBLISH = (
+    _APPEND
+    + """
+local retried, age = KEYS[4], ARGV[2]
 local published = {}
 if age ~= '' then
   local since = '-'
@@ -45,22 +63,12 @@ if age ~= '' then
     published[entry[2][4]] = entry[1]
   end
 end
-local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', '')
 local positions = {}
 for i = 3, #ARGV, 3 do
-  local record, key = ARGV[i], ARGV[i + 1]
+  local key = ARGV[i + 1]
   local position = published[key] or redis.call('HGET', retried, key)
   if not position then
-    position = redis.call('XADD', log, 'MAXLEN', '~', cap, '*', 'r', record, 'k', key)
-    local moved = {}
-    for pattern in string.gmatch(ARGV[i + 2], '%S+') do
-      moved[#moved + 1] = pattern
-      moved[#moved + 1] = position
-    end
-    if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
-    redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
-    before = position
+    position = append(ARGV[i], key, ARGV[i + 2])
     if age ~= '' then
       redis.call('HSET', retried, key, position)
       redis.call('EXPIRE', retried, 600)
@@ -70,6 +78,23 @@ for i = 3, #ARGV, 3 do
 end
 return positions
 """
+)
+_CHANGE = (
+    _APPEND
+    + """
+local positions = {}
+for i = 4, #KEYS do
+  local said, at = KEYS[i], 3 + 4 * (i - 4)
+  if (redis.call('GET', said) or '') == ARGV[at] then
+    positions[#positions + 1] = append(ARGV[at + 2], said, ARGV[at + 3])
+    redis.call('SET', said, ARGV[at + 1], 'PX', ARGV[2])
+  else
+    positions[#positions + 1] = ''
+  end
+end
+return positions
+"""
+)
 _FOUND = """
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('XADD', KEYS[1], '*', 'r', '', 'k', '') end
 return 1
@@ -139,8 +164,10 @@ _SCRIPTS = {
     name: Script(text)
     for name, text in {
         "publish": _PUBLISH,
+        "change": _CHANGE,
         "generations": _GENERATIONS,
         "lease": _LEASE,
+        "recall": "return redis.call('MGET', unpack(KEYS))",
         "take": _TAKE,
         **CENSUS_SCRIPTS,
         **PAGES_SCRIPTS,
@@ -188,12 +215,9 @@ class RedisBroker:
         self._log_key = f"{{{options.namespace}}}:log"
         self._channel = f"{{{options.namespace}}}:events"
         self._generations_key = f"{{{options.namespace}}}:generations"
-        self._keys = (
-            self._log_key,
-            self._channel,
-            f"{{{options.namespace}}}:retried",
-            self._generations_key,
-        )
+        self._retried_key = f"{{{options.namespace}}}:retried"
+        self._keys = (self._log_key, self._channel, self._generations_key)
+        self._said_key = f"{{{options.namespace}}}:said:"
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
@@ -228,6 +252,20 @@ class RedisBroker:
             return self._run_script(events, age if again else None)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
+
+    def publish_changes(self, changes: Sequence[Change], seconds: float) -> list[str | None]:
+        keys = [*self._keys, *(self._said_key + change.key for change in changes)]
+        arguments: list[bytes | str | int] = [
+            self._options.history_events,
+            round(seconds * 1000),
+        ]
+        for _, before, after, record in changes:
+            arguments += (before or b"", after, record, _generations_of(record))
+        positions = self._run("change", keys, arguments) if changes else []
+        return [position.decode() or None for position in positions]
+
+    def recall(self, keys: Sequence[str]) -> list[bytes | None]:
+        return self._run_each("recall", self._said_key, keys)
 
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
         names = self._read_fields(self._generations_key, patterns)
@@ -266,11 +304,7 @@ class RedisBroker:
             raise self._unavailable(error) from error
 
     def take(self, keys: Sequence[str]) -> list[bytes | None]:
-        values: list[bytes | None] = []
-        for first in range(0, len(keys), _PAGE):
-            page = [self._kept_key + key for key in keys[first : first + _PAGE]]
-            values += self._run("take", page, [])
-        return values
+        return self._run_each("take", self._kept_key, keys)
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
@@ -322,9 +356,9 @@ class RedisBroker:
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
         arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
         for record, key in events:
-            names = generations_of(split_record(record)[0])
-            arguments += (record, key, " ".join(names))
-        positions = _SCRIPTS["publish"].run(self._client(), self._keys, arguments)
+            arguments += (record, key, _generations_of(record))
+        keys = (*self._keys, self._retried_key)
+        positions = _SCRIPTS["publish"].run(self._client(), keys, arguments)
         return [position.decode() for position in positions]
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -332,6 +366,14 @@ class RedisBroker:
             return _SCRIPTS[name].run(self._client(), keys, arguments)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
+
+    def _run_each(self, name: str, prefix: str, keys: Sequence[str]) -> list[bytes | None]:
+        """Run a script that returns a value for each key."""
+        values: list[bytes | None] = []
+        for first in range(0, len(keys), _PAGE):
+            page = [prefix + key for key in keys[first : first + _PAGE]]
+            values += self._run(name, page, [])
+        return values
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
         try:
@@ -549,6 +591,11 @@ def _entries(rows: list[tuple[str, bytes]]) -> Iterator[Entry]:
             yield Entry.from_record(position, record)
         except EventError as error:
             _logger.error("Passed over %s in the event log: %s", position, error)
+
+
+def _generations_of(record: bytes) -> str:
+    """Return the names of the generations that move on with a record, with spaces between."""
+    return " ".join(generations_of(split_record(record)[0]))
 
 
 def _window(age: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 
+from flask_noc_realtime.broker import Change
 from flask_noc_realtime.broker.redis import RedisBroker
 from flask_noc_realtime.errors import BrokerUnavailable
 from tests.conftest import RedisFactory, require
@@ -145,8 +146,11 @@ def test_a_cluster_is_followed_through_the_restart_of_the_node_that_owns_the_log
     sink = RecordingSink()
     connect(url).start(sink)
     publisher = connect(url)
-    for number in range(20):
+    for number in range(18):
         publish(publisher, number)
+    changes = [Change(f"subject-{number}", None, b"said", record(number)) for number in (18, 19)]
+    assert all(publisher.publish_changes(changes, 60.0))
+    assert publisher.recall(["subject-18", "subject-19", "other"]) == [b"said", b"said", None]
     sink.wait_for_number(19)
     (owner,) = [node for node in cluster if node.client().execute_command("DBSIZE")]
     owner.kill9()

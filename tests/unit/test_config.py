@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flask_noc_realtime.config import Config, key_of
+from flask_noc_realtime.config import Config, Secret, key_of
 from flask_noc_realtime.errors import ConfigError
 
 
@@ -22,6 +22,7 @@ def test_the_defaults_are_those_documented() -> None:
     )
 
 
+TOKEN = "0123456789abcdef"
 STRINGS = {
     "NOC_REALTIME_URL": ("redis://cache:6379/1", "redis://cache:6379/1"),
     "NOC_REALTIME_PREFIX": ("/live", "/live"),
@@ -54,6 +55,12 @@ STRINGS = {
     "NOC_REALTIME_COALESCE_TTL": ("2.5", 2.5),
     "NOC_REALTIME_COALESCE_STORE": ("own", "own"),
     "NOC_REALTIME_STRICT_TYPES": ("False", False),
+    "NOC_REALTIME_INGEST_ALERTMANAGER_TOKEN": (TOKEN, Secret(TOKEN)),
+    "NOC_REALTIME_INGEST_SECRET": (TOKEN, Secret(TOKEN)),
+    "NOC_REALTIME_INGEST_PERMISSIONS": ("Incidents.Read, admin", ("Incidents.Read", "admin")),
+    "NOC_REALTIME_INGEST_MAX_BYTES": ("65536", 65_536),
+    "NOC_REALTIME_INGEST_WINDOW": ("60", 60.0),
+    "NOC_REALTIME_INGEST_REPEAT": ("0", 0.0),
 }
 
 
@@ -116,6 +123,25 @@ def test_a_wrong_value_is_named_with_its_key(name: str, value: Any) -> None:
     """At start, not at the first event."""
     with pytest.raises(ConfigError, match=f"^{key_of(name)} is {re.escape(repr(value))}; use "):
         Config.from_mapping({key_of(name): value})
+
+
+@pytest.mark.parametrize("name", ["ingest_alertmanager_token", "ingest_secret"])
+def test_a_secret_is_shown_by_no_repr_and_no_error(name: str) -> None:
+    """Both end in logs, and so do the values of a traceback."""
+    config = Config.from_mapping({key_of(name): TOKEN})
+    assert TOKEN not in repr(config)
+    assert getattr(config, name) == TOKEN
+    for wrong in (TOKEN[:15], f"{TOKEN} ", f"{TOKEN}\n", f"{TOKEN}é", TOKEN.encode(), 10**20, None):
+        with pytest.raises(ConfigError, match=f"^{key_of(name)} is too weak") as caught:
+            Config.from_mapping({key_of(name): wrong})
+        assert str(wrong).strip() not in str(caught.value)
+
+
+def test_without_a_secret_nothing_is_ingested() -> None:
+    """An empty variable of the environment is none."""
+    assert not Config().ingests
+    assert not Config.from_mapping({"NOC_REALTIME_INGEST_SECRET": ""}).ingests
+    assert Config.from_mapping({"NOC_REALTIME_INGEST_SECRET": TOKEN}).ingests
 
 
 @pytest.mark.parametrize(
