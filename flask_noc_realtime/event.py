@@ -91,9 +91,7 @@ class Event:
         :raises PayloadTooLarge: when it exceeds *max_bytes*.
         """
         stamp = self.timestamp.astimezone(timezone.utc).isoformat(timespec="microseconds")
-        body = encode_json(
-            {"type": self.type, "data": self.data, "timestamp": stamp.replace("+00:00", "Z")}
-        )
+        body = encode_json({"type": self.type, "data": self.data, "timestamp": stamp[:-6] + "Z"})
         if len(body) > max_bytes:
             raise PayloadTooLarge(
                 f"The event {self.type!r} takes {len(body)} bytes and the limit is {max_bytes}. "
@@ -103,8 +101,7 @@ class Event:
 
     def record(self, max_bytes: int) -> bytes:
         """Encode the event for a broker; `Rule.parse` and the envelope read it back."""
-        header = json.dumps([self.type, self.permissions, self.user_id], separators=(",", ":"))
-        return header.encode() + b"\n" + self.envelope(max_bytes)
+        return _header(self.type, self.permissions, self.user_id) + self.envelope(max_bytes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +120,13 @@ def notice(type: str, about: str) -> bytes:
     :param about: the user whose streams end, the lease of the one that is evicted, or the
         generations that move on, with spaces between.
     """
-    return json.dumps([type, None, about], separators=(",", ":")).encode() + b"\n{}"
+    return _header(type, None, about) + b"{}"
+
+
+@lru_cache(maxsize=4096)
+def _header(type: str, permissions: tuple[str, ...] | None, user_id: str | None) -> bytes:
+    """Encode a record's first line; few events have one of their own."""
+    return json.dumps([type, permissions, user_id], separators=(",", ":")).encode() + b"\n"
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from .errors import EventError
@@ -35,7 +36,7 @@ def frame(
     if id is not None:
         parts.append(b"id: %b\n" % _field("id", id))
     if type is not None:
-        parts.append(b"event: %b\n" % _field("event type", type))
+        parts.append(_event_field(type))
     lines = (data,) if _LINE_END.search(data) is None else _LINE_END.split(data)
     parts += [b"data: %b\n" % line for line in lines]
     parts.append(b"\n")
@@ -62,6 +63,11 @@ def chunk(body: bytes) -> bytes:
     An empty chunk would end the response.
     """
     return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+
+
+@lru_cache(maxsize=1024)
+def _event_field(type: str) -> bytes:
+    return b"event: %b\n" % _field("event type", type)
 
 
 def _field(name: str, value: str) -> bytes:
