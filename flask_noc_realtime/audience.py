@@ -86,22 +86,21 @@ class Audience:
 
     def verdict(self, rule: Rule) -> Verdict:
         """Judge *rule*: PRIVATE is seen by the rule's own user among the class."""
-        try:
-            return self._verdicts[rule]
-        except KeyError:
-            pass
-        if len(self._verdicts) >= _VERDICTS_LIMIT:
-            self._verdicts.clear()
-        verdict = self._verdicts[rule] = self._judge(rule)
-        return verdict
+        general = rule.general or rule
+        verdict = self._verdicts.get(general)
+        if verdict is None:
+            if len(self._verdicts) >= _VERDICTS_LIMIT:
+                self._verdicts.clear()
+            # Remembered for all users: a class would keep a verdict on each of thousands.
+            verdict = self._verdicts[general] = self._judge(general)
+        if rule.user_id is None or verdict is not Verdict.SEEN or rule.user_id == self.user_id:
+            return verdict
+        return Verdict.PRIVATE if self.user_id is None else Verdict.HIDDEN
 
     def _judge(self, rule: Rule) -> Verdict:
+        """Judge a rule, whatever user it is about."""
         if rule.type in NOTICES:
             return Verdict.PRIVATE if self.user_id is None else Verdict.HIDDEN
         if rule.permissions is not None and self.permissions.isdisjoint(rule.permissions):
             return Verdict.HIDDEN
-        if not self.types.matches(rule.type):
-            return Verdict.HIDDEN
-        if rule.user_id is None or rule.user_id == self.user_id:
-            return Verdict.SEEN
-        return Verdict.PRIVATE if self.user_id is None else Verdict.HIDDEN
+        return Verdict.SEEN if self.types.matches(rule.type) else Verdict.HIDDEN

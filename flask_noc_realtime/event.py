@@ -111,6 +111,8 @@ class Rule:
     type: str
     permissions: frozenset[str] | None
     user_id: str | None
+    general: Rule | None = dataclasses.field(default=None, repr=False)
+    """The same rule without its user, where it has one: there are fewer of these to remember."""
 
 
 def notice(type: str, about: str) -> bytes:
@@ -146,7 +148,14 @@ def parse_rule(header: bytes) -> Rule:
         raise ValueError("permissions are not a list of names")
     if user_id is not None and not _names([user_id]):
         raise ValueError("user_id is not a name")
-    return Rule(type, None if permissions is None else frozenset(permissions), user_id)
+    held = None if permissions is None else frozenset(permissions)
+    general = _general(type, held)
+    return general if user_id is None else Rule(type, held, user_id, general)
+
+
+@lru_cache(maxsize=4096)
+def _general(type: str, permissions: frozenset[str] | None) -> Rule:
+    return Rule(type, permissions, None)
 
 
 def split_record(record: bytes) -> tuple[Rule, bytes]:

@@ -31,6 +31,9 @@ _RUN = 32
 _TICK = 0.25
 _UNSENT_LIMIT = 128 * 1024
 _TCP_NOTSENT_LOWAT = 25
+_SILENT_LIMIT = 120_000
+"""Milliseconds in which a client acknowledges what it was sent, or its connection is dropped."""
+
 # <sys/epoll.h>; gevent's patching removes the names from `select`.
 _EPOLLOUT = 0x004
 _GONE = 0x008 | 0x010 | 0x2000
@@ -366,7 +369,10 @@ class Pump:
         # A wheel would keep what has left until its identity expires, for hours perhaps.
         self._beats.discard(stream.beat, stream)
         self._ends.discard(stream.end, stream)
-        del self._by_fd[stream.client.fileno()]
+        fd = stream.client.fileno()
+        del self._by_fd[fd]
+        # Closing does that too, but not while a forked child has the connection open as well.
+        self._epoll.unregister(fd)
         stream.client.close()
         lane = stream.lane
         lane.streams.pop(stream, None)
@@ -417,27 +423,34 @@ class Pump:
             self._timer.stop()
         self._armed = due
         self._timer = self._loop.timer(max(0.001, due - time.monotonic()), ref=False)
-        self._timer.start(self._on_timer)
+        # The loop's own callbacks may not wait for the hub's lock, which another thread may hold.
+        self._timer.start(self._gevent.spawn, self._on_time)
 
-    def _on_timer(self) -> None:
+    def _on_time(self) -> None:
         self._timer = None
-        now = time.monotonic()
         try:
-            for stream in self._ends.take(now):
+            for stream in self._ends.take(time.monotonic()):
                 self._end(stream, stream.reason)
-            self._beat(self._beats.take(now), now)
+            self._beat()
+        except Exception:
+            _logger.exception("The pump stumbled over a heartbeat; it goes on.")
         finally:
             # One failure must not silence every stream for good.
             self._arm()
 
-    def _beat(self, streams: list[Stream], now: float) -> None:
+    def _beat(self) -> None:
         quiet = self._hub.options.heartbeat * SPREAD - _TICK
         body, end = self._hub.heartbeat()
-        for stream in streams:
-            if stream.rest is None and now - stream.touched >= quiet:
-                self._beat_one(stream, body, end, now)
-            if not stream.closed:
-                self._schedule_beat(stream)
+        now = time.monotonic()
+        streams = self._beats.take(now)
+        try:
+            for stream in streams:
+                if stream.rest is None and now - stream.touched >= quiet:
+                    self._beat_one(stream, body, end, now)
+        finally:
+            for stream in streams:
+                if not stream.closed:
+                    self._schedule_beat(stream)
 
     def _end(self, stream: Stream, reason: str) -> None:
         """Say goodbye and close; amid a write that is still owed, only close."""
@@ -568,6 +581,8 @@ def _tune(sock: _socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A client that stops reading would otherwise let the kernel queue megabytes for it.
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+        # A laptop that vanished would otherwise hold its user's place for a quarter of an hour.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_LIMIT)
 
 
 def _closed_socket() -> _socket.socket:

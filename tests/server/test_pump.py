@@ -1,4 +1,4 @@
-"""The pump alone: a stream may fall behind at any moment of a sweep, and is served all the same."""
+"""The pump alone: it is fair, and whoever falls behind is served all the same, or told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import require
 from tests.gunicorn_server import ROOT
 
 PREPARE = """
-import socket, time
+import os, socket, time
 import gevent, gevent.monkey
 from flask_noc_realtime.audience import Audience, TypeFilter
 from flask_noc_realtime.auth import ANONYMOUS
@@ -21,9 +21,9 @@ from flask_noc_realtime.event import Catalogue
 from flask_noc_realtime.hub import Hub, HubOptions, Opening
 from flask_noc_realtime.transport import StreamRequest, detached
 
-detached.SLICE = 0.0
-broker = MemoryBroker(1000, 1 << 20)
-hub = Hub(broker, HubOptions(heartbeat=600.0))
+detached.SLICE = detached.SLICE if SLICE is None else SLICE
+broker = MemoryBroker(1000, 1 << 24)
+hub = Hub(broker, HubOptions(**OPTIONS))
 hub.start()
 pump = detached.Pump(hub, lambda leases: None)
 emit = Publisher(broker, Catalogue(), EmitOptions(max_event_bytes=1 << 20)).emit
@@ -63,6 +63,10 @@ def received(client, mark):
 
     until(took)
     return bytes(body)
+
+
+def types(body):
+    return [line[7:] for line in body.split(b"\\n") if line.startswith(b"event: ")]
 
 
 start = hub.end
@@ -107,10 +111,161 @@ received(user, b'"last"')
 """
 
 
+# The clock goes on by half a millisecond whenever it is looked at, as if sends took that.
+GIVES_WAY = """
+now = time.monotonic()
+
+def clock():
+    global now
+    now += 0.0005
+    return now
+
+turns = 0
+
+def others():
+    global turns
+    while True:
+        turns += 1
+        gevent.get_hub().wait(gevent.get_hub().loop.timer(0.0))
+
+detached.time = type("Clock", (), {"monotonic": staticmethod(clock)})
+crowd += [join(hub.end) for _ in range(1500)]
+rest()
+ticking = gevent.spawn(others)
+emit("log.added", "first")
+until(lambda: pump._sweeping)
+turns, begun = 0, now
+rest()
+ticking.kill()
+assert now - begun > 0.02, now - begun
+assert turns >= (now - begun) / 0.003, (turns, now - begun)
+"""
+
+CAPPED = """
+behind = hub.end
+for n in range(40):
+    emit("log.added", ["x" * 20000, n])
+rest()
+
+class Recording(socket.socket):
+    sent = []
+
+    def send(self, body):
+        self.sent.append(len(body))
+        return super().send(body)
+
+ours, theirs = socket.socketpair()
+taken = detached.Taken(Recording(fileno=theirs.detach()), False)
+taken.client.setblocking(False)
+pump.add(taken, StreamRequest(audience), Opening(b"", behind, hub.end))
+received(ours, b",39]")
+assert sum(Recording.sent) > 800_000, Recording.sent
+assert max(Recording.sent) <= 64 * 1024, Recording.sent
+"""
+
+LATE = """
+rest()
+pump._sweeping = True
+for text in ("first", "second"):
+    emit("log.added", text)
+    begun = time.monotonic()
+    until(lambda: time.monotonic() - begun > 0.2)
+pump._sweeping = False
+emit("log.added", "third")
+body = received(crowd[0], b'"reason":"overload"')
+assert types(body) == [b"stream.reset"], body
+"""
+
+OVERRUN = """
+rest()
+pump._sweeping = True
+for n in range(50):
+    emit("log.added", n)
+pump._sweeping = False
+emit("log.added", "last")
+body = received(crowd[0], b'"reason":"overrun"')
+assert types(body) == [b"stream.reset"], body
+"""
+
+FORKED = """
+client = crowd.pop()
+pid = os.fork()
+if not pid:
+    time.sleep(60)
+    os._exit(0)
+try:
+    client.shutdown(socket.SHUT_RDWR)
+    client.close()
+    until(lambda: pump.streams == 99)
+    assert pump._epoll.poll(0.05, 256) == []
+finally:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+"""
+
+BEATS = """
+rest()
+heartbeat, failures = hub.heartbeat, []
+
+def fail():
+    if len(failures) < 3:
+        failures.append(1)
+        raise RuntimeError("a test")
+    return heartbeat()
+
+hub.heartbeat = fail
+received(crowd[0], b"event: heartbeat")
+received(crowd[-1], b"event: heartbeat")
+assert len(failures) == 3
+"""
+
+
+def run(script: str, slice: float | None = 0.0, **options: float) -> tuple[int, str]:
+    """Run a script with a pump of its own, unpatched; return how it ended.
+
+    :param slice: seconds after which the pump gives way; by default it does after each run.
+    :param options: of the hub.
+    """
+    require("gevent")
+    given = f"SLICE, OPTIONS = {slice!r}, { ({'heartbeat': 600.0} | options)!r}\n"
+    command = [sys.executable, "-c", given + PREPARE + script]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return result.returncode, result.stderr
+
+
 @pytest.mark.parametrize("script", [JOINS, UNBLOCKS, OWN], ids=["joins", "unblocks", "own"])
 def test_a_stream_behind_amid_a_sweep_is_served_before_it_ends(script: str) -> None:
     """A wake during a sweep starts no other; without one more round it waits for a heartbeat."""
-    require("gevent")
-    command = [sys.executable, "-c", PREPARE + script]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert run(script) == (0, "")
+
+
+def test_a_sweep_gives_way_every_few_milliseconds() -> None:
+    """So that ordinary views stay quick beside thousands of streams."""
+    assert run(GIVES_WAY, slice=None) == (0, "")
+
+
+def test_a_write_is_capped() -> None:
+    """A stream far behind catches up in several, and holds up no other."""
+    assert run(CAPPED) == (0, "")
+
+
+def test_a_stream_that_the_worker_cannot_keep_live_is_reset() -> None:
+    """Overload ends in resets, not in seconds of latency for all."""
+    assert run(LATE, max_lag=0.1) == (0, "")
+
+
+def test_a_stream_that_fell_off_the_log_is_reset() -> None:
+    """It is told so, once, and never skipped in silence."""
+    assert run(OVERRUN, history_events=10) == (0, "")
+
+
+def test_a_client_that_left_a_worker_which_forked_is_forgotten() -> None:
+    """The child has the connection as well, so that closing it here ends nothing there."""
+    assert run(FORKED) == (0, "")
+
+
+def test_a_heartbeat_that_fails_is_made_up_for() -> None:
+    """Otherwise the streams it was for would be cut by the next proxy."""
+    code, errors = run(BEATS, heartbeat=0.4)
+    assert code == 0, errors
+    assert errors.count("The pump stumbled over a heartbeat; it goes on.") == 3

@@ -56,6 +56,18 @@ def test_what_is_discarded_does_not_come_and_is_not_kept() -> None:
     assert wheel.next is None
 
 
+def test_what_was_discarded_long_before_its_time_leaves_nothing() -> None:
+    """A hundred thousand streams that left, each of which would have expired in an hour."""
+    wheel: Wheel[int] = Wheel(0.25)
+    wheel.add(50_000.0, -1)
+    for number in range(1000):
+        wheel.discard(wheel.add(3600.0 + number, number), number)
+    assert len(wheel._slots) == 1
+    assert len(wheel._order) < 100
+    assert wheel.next == 50_000.0
+    assert wheel.take(math.inf) == [-1]
+
+
 @pytest.mark.parametrize(
     ("tick", "due"), [(0.7, 456196.99999999994), (0.1, 0.3), (0.25, -0.1), (0.25, 10.0)]
 )
