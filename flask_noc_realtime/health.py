@@ -78,12 +78,17 @@ class Probe:
         with self._lock:
             question = self._question
             if question is None:
-                question = self._question = _Question()
-                # Looking up a name, or asking one sentinel after the other, has no limit.
-                threading.Thread(
-                    target=self._ask, args=(question,), name="noc-realtime-probe", daemon=True
-                ).start()
+                question = self._begin()
         return question.done.wait(self._timeout) and question.answered
+
+    def _begin(self) -> _Question:
+        """Ask in a thread: looking up a name, or one sentinel after the other, has no limit."""
+        question = _Question()
+        threading.Thread(
+            target=self._ask, args=(question,), name="noc-realtime-probe", daemon=True
+        ).start()
+        self._question = question
+        return question
 
     def _ask(self, question: _Question) -> None:
         try:

@@ -106,10 +106,74 @@ emit("log.added", "last")
 received(user, b'"last"')
 """
 
+BLOCKED = """
+slow = join(hub.end, "7")
+blocked = list(pump._by_fd.values())[-1]
+while blocked.rest is None:
+    emit("log.added", "x" * 60000, user_id="7")
+    until(lambda: pump._sweeping)
+    rest()
+"""
+
+LAG = (
+    """
+begun = time.monotonic()
+assert pump.lag(begun) == 0
+emit("log.added", "first")
+amid_sweep()
+assert 0 < pump.lag(begun + 60) <= 60
+rest()
+assert pump.lag(begun + 60) == 0
+replaying = join(start)
+assert list(pump._by_fd.values())[-1].cursor == start
+assert pump.lag(begun + 60) == 0
+rest()
+"""
+    + BLOCKED
+    + """
+emit("log.added", "last")
+until(lambda: pump._sweeping)
+rest()
+assert blocked.cursor != hub.end
+assert pump.lag(begun + 60) == 0
+"""
+)
+
+MOVED = (
+    BLOCKED
+    + """
+from flask_noc_realtime.rollout import Rollout, record_of
+
+broker.stand(record_of(Rollout(0, allow={"8"})), "key")
+allowed = join(hub.end, "8")
+until(lambda: pump.streams == 1)
+for client in crowd:
+    received(client, b'{"reason":"rollout"')
+emit("log.added", "last")
+received(allowed, b'"last"')
+assert blocked.closed
+"""
+)
+
 
 @pytest.mark.parametrize("script", [JOINS, UNBLOCKS, OWN], ids=["joins", "unblocks", "own"])
 def test_a_stream_behind_amid_a_sweep_is_served_before_it_ends(script: str) -> None:
     """A wake during a sweep starts no other; without one more round it waits for a heartbeat."""
+    run(script)
+
+
+def test_the_lag_is_that_of_the_slowest_live_stream() -> None:
+    """One that replays, or whose client does not read, is behind by itself."""
+    run(LAG)
+
+
+def test_a_rollout_ends_the_streams_of_who_is_moved_out() -> None:
+    """The blocked ones too, at once; others go on."""
+    run(MOVED)
+
+
+def run(script: str) -> None:
+    """Run *script* with a pump and a crowd of streams."""
     require("gevent")
     command = [sys.executable, "-c", PREPARE + script]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
