@@ -112,6 +112,6 @@ def _users(name: str, value: Collection[str]) -> frozenset[str]:
     if len(users) > MAX_NAMES:
         raise ConfigError(
             f"The rollout's {name} has {len(users)} users and {MAX_NAMES} are the limit, since "
-            "every worker is sent them; use percent, or decide in the identity loader."
+            "every worker is sent them; use percent for more."
         )
     return users
