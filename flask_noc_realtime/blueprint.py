@@ -202,10 +202,10 @@ def health() -> Response:
     With ``ready=1`` that is so without the broker as well, and ``deep=1`` also asks the broker now.
     """
     deep, ready = (request.args.get(name, "0") != "0" for name in ("deep", "ready"))
-    health = _state().process().health(deep=deep)
+    found = _state().process().health(deep=deep)
     refused = ("draining", "degraded") if deep or ready else ("draining",)
-    response = jsonify(health.body())
-    response.status_code = 503 if health.status in refused else 200
+    response = jsonify(found.body())
+    response.status_code = 503 if found.status in refused else 200
     response.headers["Cache-Control"] = "no-store"
     return response
 

@@ -89,7 +89,7 @@ def rollout_of(rule: Rule, configured: Rollout) -> Rollout:
 def place(namespace: str, user_id: str) -> int:
     """Return a user's place in the order, from 0 to 9999.
 
-    It is the first 64 bits of BLAKE2b (RFC 7693) over the namespace, a zero byte, and the user in
+    It is BLAKE2b (RFC 7693) with a digest of 8 bytes, of the namespace, a zero byte and the user in
     UTF-8, as a big-endian number modulo 10,000.
     """
     name = f"{namespace}\0{user_id}".encode(errors="surrogatepass")

@@ -165,7 +165,7 @@ def test_what_waits_longest_is_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_who_ask_at_once_are_all_answered(
     redis: RedisServer, make_app: Callable[..., Flask]
 ) -> None:
-    """By one question to Redis, or a few."""
+    """And get the same answer."""
     app = make_app(redis.url)
     assert asked(app, "?deep=1")[0] == 200
     codes: list[int] = []

@@ -337,7 +337,7 @@ def operator(cluster: Cluster) -> Iterator[NocRealtime]:
 def test_a_rollout_reaches_both_workers_within_a_second(
     cluster: Cluster, operator: NocRealtime
 ) -> None:
-    """User 8 of 10,000 places has the 8363rd and is moved out; user 7 stays, and both are back."""
+    """User 8 has place 8363 of 10,000, and is moved out and in again; user 7, before it, stays."""
     workers = cluster.server.worker_pids()
     staying = [cluster.live_on(worker, "7") for worker in workers]
     leaving = [cluster.live_on(worker, "8") for worker in workers]

@@ -82,30 +82,6 @@ late = join(start)
 received(late, b"first")
 """
 
-UNBLOCKS = """
-slow = join(hub.end, "7")
-stream = list(pump._by_fd.values())[-1]
-while stream.rest is None:
-    emit("log.added", "x" * 60000, user_id="7")
-    until(lambda: pump._sweeping)
-    rest()
-emit("log.added", "last")
-amid_sweep()
-while stream.rest is not None:
-    slow.recv(1 << 20)
-    pump._on_ready()
-assert pump._sweeping and stream.cursor != hub.end
-received(slow, b'"last"')
-"""
-
-OWN = """
-user = join(hub.end, "7")
-for n in range(3):
-    emit("log.added", "x" * 60000, user_id="7")
-emit("log.added", "last")
-received(user, b'"last"')
-"""
-
 BLOCKED = """
 slow = join(hub.end, "7")
 blocked = list(pump._by_fd.values())[-1]
@@ -113,6 +89,27 @@ while blocked.rest is None:
     emit("log.added", "x" * 60000, user_id="7")
     until(lambda: pump._sweeping)
     rest()
+"""
+
+UNBLOCKS = (
+    BLOCKED
+    + """
+emit("log.added", "last")
+amid_sweep()
+while blocked.rest is not None:
+    slow.recv(1 << 20)
+    pump._on_ready()
+assert pump._sweeping and blocked.cursor != hub.end
+received(slow, b'"last"')
+"""
+)
+
+OWN = """
+user = join(hub.end, "7")
+for n in range(3):
+    emit("log.added", "x" * 60000, user_id="7")
+emit("log.added", "last")
+received(user, b'"last"')
 """
 
 LAG = (
