@@ -19,6 +19,7 @@ from .extension import NocRealtime
 from .handler import RealtimeHandler
 from .ingest import Alert
 from .outside import Emitter
+from .rollout import Rollout
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "ParameterError",
     "PayloadTooLarge",
     "RealtimeHandler",
+    "Rollout",
     "UnknownTypeError",
     "coalesce",
     "emits",

@@ -31,6 +31,7 @@ from .errors import (
     ParameterError,
     ReplayError,
 )
+from .rollout import POLLING
 from .transport import StreamRequest
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ _STREAM_HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+# An EventSource stops for good on 204 (WHATWG HTML, section 9.2.3), and so the page can poll.
+_POLLING_HEADERS = {"Cache-Control": "no-store", "X-Noc-Rollout": POLLING}
 _CORS_HEADERS = {
     "Access-Control-Allow-Credentials": "true",
-    "Access-Control-Expose-Headers": "Retry-After, ETag",
+    "Access-Control-Expose-Headers": "Retry-After, ETag, X-Noc-Rollout",
 }
 _PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -97,7 +100,10 @@ def add_route(
 
 
 def stream(ticket: str | None = None) -> Response:
-    """Answer with the stream of events the client may see, from its last position on."""
+    """Answer with the stream of events the client may see, from its last position on.
+
+    Whom the rollout leaves to polling is answered with 204.
+    """
     state = _state()
     process = state.process()
     process.hub.start()
@@ -106,6 +112,8 @@ def stream(ticket: str | None = None) -> Response:
     if not _accepts_stream():
         return problem(406, "Not Acceptable", "A stream is text/event-stream.")
     remaining = _remaining(identity)
+    if not process.hub.rollout.includes(identity.user_id):
+        return Response(status=204, headers=_POLLING_HEADERS)
     wanted = StreamRequest(
         identity.audience(_types()),
         identity.user_id,
@@ -159,11 +167,46 @@ def poll() -> Response:
         identity.audience(_types()), identity.user_id, _position_argument("after"), since
     )
     answer = polling.poll(process.portable, wanted, wait)
-    response = Response(answer.body(state.config.poll_interval), mimetype="application/json")
+    streams = process.hub.rollout.includes(identity.user_id)
+    body = answer.body(state.config.poll_interval, streams)
+    response = Response(body, mimetype="application/json")
     response.headers["Cache-Control"] = "private, no-cache"
     response.vary.update(("Authorization", "Cookie"))
-    response.set_etag(_etag(identity, answer))
+    response.set_etag(_etag(identity, answer, streams))
     response.make_conditional(request)
+    return response
+
+
+def settings() -> Response:
+    """Answer with what a client needs to know before it begins; times are in seconds."""
+    state = _state()
+    hub = state.process().hub
+    hub.start()
+    identity = _known(state)
+    _remaining(identity)
+    config = state.config
+    response = jsonify(
+        stream=hub.rollout.includes(identity.user_id),
+        heartbeat=config.heartbeat,
+        retry=config.retry,
+        poll_interval=config.poll_interval,
+        types=state.catalogue.types(),
+    )
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def health() -> Response:
+    """Answer how this worker is: with 503 when it is to be sent no more requests.
+
+    With ``ready=1`` that is so without the broker as well, and ``deep=1`` also asks the broker now.
+    """
+    deep, ready = (request.args.get(name, "0") != "0" for name in ("deep", "ready"))
+    found = _state().process().health(deep=deep)
+    refused = ("draining", "degraded") if deep or ready else ("draining",)
+    response = jsonify(found.body())
+    response.status_code = 503 if found.status in refused else 200
+    response.headers["Cache-Control"] = "no-store"
     return response
 
 
@@ -199,6 +242,8 @@ _ROUTES: tuple[tuple[str, str, View], ...] = (
     ("/stream/<ticket>", "GET", stream_by_ticket),
     ("/connect", "POST", connect),
     ("/poll", "GET", poll),
+    ("/config", "GET", settings),
+    ("/health", "GET", health),
     ("/client.js", "GET", client),
     ("/<path:rest>", "", nothing),
 )
@@ -267,9 +312,10 @@ def _remaining(identity: Identity) -> float | None:
     return remaining
 
 
-def _etag(identity: Identity, answer: polling.Answer) -> str:
+def _etag(identity: Identity, answer: polling.Answer, streams: bool) -> str:
     """Name an answer; another user of the same browser must not be shown this one's."""
-    fields = [identity.user_id, *sorted(identity.permissions), answer.position, answer.reset]
+    who = [identity.user_id, *sorted(identity.permissions)]
+    fields = [*who, answer.position, answer.reset, streams]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:32]
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import select
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from flask.cli import AppGroup
 from .audience import TypeFilter
 from .blueprint import EXTENSION
 from .broker import Broker
+from .config import key_of
 from .errors import ConfigError, EventError, NocRealtimeError, ParameterError
 from .event import notice
 from .eventlog import UNKNOWN
@@ -156,6 +158,47 @@ def disconnect_command(user: str) -> None:
     broker = _shared(_state())
     _publish(broker, notice("stream.disconnect", user))
     click.echo(f"The streams of {user} end.")
+
+
+@group.command("rollout")
+@click.argument("percent", type=float, required=False)
+@click.option("--allow", multiple=True, metavar="USER", help="Give USER streams in any case.")
+@click.option("--deny", multiple=True, metavar="USER", help="Leave USER to polling in any case.")
+@click.option("--forget", multiple=True, metavar="USER", help="Take USER off both lists.")
+@click.option("--reset", is_flag=True, help="Begin with NOC_REALTIME_ROLLOUT and empty lists.")
+def rollout_command(
+    percent: float | None,
+    allow: tuple[str, ...],
+    deny: tuple[str, ...],
+    forget: tuple[str, ...],
+    reset: bool,
+) -> None:
+    """Show which users have streams, or change it on every worker.
+
+    PERCENT of the users have them, and the others poll. The options add to the lists, and may be
+    given several times.
+    """
+    state = _state()
+    _shared(state)
+    configured = state.configured_rollout
+    before = configured if reset else state.rollout()
+    named = {*allow, *deny, *forget}
+    try:
+        after = replace(
+            before,
+            percent=before.percent if percent is None else percent,
+            allow=(before.allow - named) | set(allow),
+            deny=(before.deny - named) | set(deny),
+        )
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    changed = percent is not None or bool(named)
+    if changed or reset:
+        state.store_rollout(after if changed else None)
+    origin = "stored" if changed or before is not configured else key_of("rollout")
+    click.echo(f"percent: {after.percent:g} ({origin})")
+    click.echo(f"allow: {', '.join(sorted(after.allow)) or '-'}")
+    click.echo(f"deny: {', '.join(sorted(after.deny)) or '-'}")
 
 
 def _state() -> State:

@@ -12,6 +12,7 @@ from .emit import EmitOptions
 from .errors import ConfigError
 from .hub import HubOptions
 from .lease import LeaseOptions
+from .rollout import Rollout, is_percentage
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 _ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
@@ -54,6 +55,9 @@ class Config:
     :ivar lease: seconds until the streams of a killed worker no longer count.
     :ivar ticket_ttl: seconds in which a ticket must be used.
     :ivar poll_interval: seconds a polling client is told to wait.
+    :ivar rollout: percentage of the users who have streams, in steps of 0.01, until another one is
+        stored; the others poll.
+    :ivar health_grace: seconds the broker may be away before ``health?ready=1`` answers 503.
     :ivar cors_origins: other origins whose pages may connect, such as
         ``["https://wallboard.example"]``.
     :ivar jwt_user_claim: the claim that holds the user; by default the identity claim of
@@ -95,6 +99,8 @@ class Config:
     lease: float = 10.0
     ticket_ttl: float = 30.0
     poll_interval: float = 5.0
+    rollout: float = 100.0
+    health_grace: float = 30.0
     cors_origins: tuple[str, ...] = ()
     jwt_user_claim: str = ""
     jwt_role_claim: str = "role"
@@ -166,6 +172,7 @@ class Config:
             heartbeat=self.heartbeat,
             retry=self.retry,
             stream_lifetime=self.stream_lifetime,
+            rollout=Rollout(self.rollout, namespace=self.namespace),
         )
 
     def _check(self) -> None:
@@ -179,6 +186,8 @@ class Config:
             raise _wrong("prefix", self.prefix, "a path such as '/api/v1/events'")
         if not _NAMESPACE.fullmatch(self.namespace):
             raise _wrong("namespace", self.namespace, "letters, digits and _ . : -")
+        if not is_percentage(self.rollout):
+            raise _wrong("rollout", self.rollout, "a number from 0 to 100, in steps of 0.01")
         for origin in self.cors_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise _wrong("cors_origins", origin, "origins such as 'https://noc.example:8443'")
@@ -203,6 +212,7 @@ _LEAST = {
     "lease": 1.0,
     "ticket_ttl": 1.0,
     "poll_interval": 0.1,
+    "health_grace": 0.0,
     "coalesce_ttl": 0.0,
     "queue_events": 0,
     "queue_bytes": 0,

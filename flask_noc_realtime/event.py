@@ -30,15 +30,17 @@ CATALOGUE = (
     "server.status.changed",
 )
 INVALIDATE = "coalesce.invalidate"
+ROLLOUT = "stream.rollout"
 
 NOTICES = {
     "stream.disconnect": "disconnected",
     "stream.refresh": "refresh",
     "stream.evict": "evicted",
     INVALIDATE: None,
+    ROLLOUT: None,
 }
-"""Records that no stream shows, and the reason given by those that end streams: they travel in
-the log, so that what was emitted after one is never seen by the streams it ends."""
+"""Records that no stream shows, and the reason given by those that end a user's streams: they
+travel in the log, so that what was emitted after one is never seen by the streams it ends."""
 
 RESERVED = ("stream.open", "stream.reset", "stream.close", "heartbeat", *NOTICES)
 
@@ -119,8 +121,8 @@ def notice(type: str, about: str) -> bytes:
     """Encode the record of a notice.
 
     :param type: one of `NOTICES`.
-    :param about: the user whose streams end, the lease of the one that is evicted, or the
-        generations that move on, with spaces between.
+    :param about: the user whose streams end, the lease of the one that is evicted, the
+        generations that move on, with spaces between, or the rollout.
     """
     return _header(type, None, about) + b"{}"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY, Signal
@@ -19,10 +21,11 @@ from .bridge import Bridge
 from .coalesce import Coalescing
 from .config import Config
 from .errors import ConfigError
-from .event import Catalogue
+from .event import Catalogue, split_record
 from .ingest import Alert
 from .process import Process, create_broker
 from .recipe import Data, Permissions, User
+from .rollout import Rollout, record_of, rollout_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
@@ -108,6 +111,22 @@ class State:
     def map_alert(self, alert: Alert) -> Mapping[str, Any] | None:
         """Return what to emit for *alert*, as the app wants it."""
         return self._extension._alert_mapper(alert)
+
+    def rollout(self) -> Rollout:
+        """Return the stored rollout, or `configured_rollout`."""
+        record = self.process().broker.standing()
+        if record is None:
+            return self.configured_rollout
+        return rollout_of(split_record(record)[0], self.configured_rollout)
+
+    def store_rollout(self, rollout: Rollout | None) -> None:
+        """Store a rollout; with None the configuration counts again."""
+        self.process().broker.stand(record_of(rollout), f"rollout-{secrets.token_hex(8)}")
+
+    @property
+    def configured_rollout(self) -> Rollout:
+        """The rollout that counts while none is stored."""
+        return self.process().hub.options.rollout
 
     def forgive(self, type: str) -> None:
         """Log the error that is being handled, or raise it again where the app wants that."""
@@ -318,6 +337,35 @@ class NocRealtime:
         identity that the loader finds then. Call it after the change.
         """
         return self._give_notice("stream.refresh", user_id)
+
+    def rollout(
+        self,
+        percent: float | None = None,
+        *,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+        reset: bool = False,
+    ) -> Rollout:
+        """Change which users have streams, on every worker within a second; return what counts now.
+
+        What is not given stays as it is. It is stored in Redis, and counts instead of
+        ``NOC_REALTIME_ROLLOUT`` from then on; the streams of users who are no longer included end.
+
+        :param percent: how many of the users, from 0 to 100 in steps of 0.01.
+        :param allow: users who have streams whatever the percentage.
+        :param deny: users who have none.
+        :param reset: begin with ``NOC_REALTIME_ROLLOUT`` and empty lists.
+        :raises ConfigError: when one of these is wrong; nothing is changed.
+        :raises BrokerUnavailable: when it is not known to be changed.
+        """
+        state = self._state()
+        before = state.configured_rollout if reset else state.rollout()
+        given = {"percent": percent, "allow": allow, "deny": deny}
+        changes = {name: value for name, value in given.items() if value is not None}
+        after = replace(before, **changes) if changes else before  # type: ignore[arg-type]
+        if changes or reset:
+            state.store_rollout(after if changes else None)
+        return after
 
     def _give_notice(self, type: str, user_id: str) -> str | None:
         if not isinstance(user_id, str) or not user_id:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 from .audience import Audience
 from .broker import Broker
 from .cursor import Batch, Reader
+from .errors import ConfigError
+from .event import ROLLOUT
 from .eventlog import Entry, EventLog
 from .frame import control
 from .notice import Invalidations, Notices
+from .rollout import Rollout, rollout_of
 
 SPREAD = 0.8
 """The least share of an interval that streams are spread over."""
@@ -24,6 +28,8 @@ SPREAD = 0.8
 _ARRIVAL_STEP = 0.05
 _SOON = 0.1
 _ARRIVAL_WAIT = 0.5
+
+_logger = logging.getLogger("flask_noc_realtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class HubOptions:
     :param heartbeat: seconds of silence on a stream at most.
     :param retry: seconds until a browser reconnects, on average.
     :param stream_lifetime: seconds a stream lasts at most; 0 is for ever.
+    :param rollout: who has streams while nothing else is stored.
     :param start_timeout: seconds the first stream waits for the broker's history.
     """
 
@@ -49,6 +56,7 @@ class HubOptions:
     heartbeat: float = 15.0
     retry: float = 3.0
     stream_lifetime: float = 0.0
+    rollout: Rollout = field(default_factory=Rollout)
     start_timeout: float = 1.0
 
 
@@ -75,6 +83,7 @@ class Hub:
         self.options = options
         self.closing = threading.Event()
         self.invalidations = Invalidations()
+        self.rollout = options.rollout
         self._broker = broker
         # A Condition on a plain Lock asks gevent's by acquire(False), which lets the event loop
         # run while the lock is held, and the loop's own callbacks may not wait for it.
@@ -121,6 +130,7 @@ class Hub:
         """Append entries that follow the log without a hole."""
         with self._lock:
             self._arrive()
+            self.rollout = self._rollout_after(entries, self.rollout)
             self._append(entries)
             self._appended.notify_all()
         self._notify()
@@ -128,6 +138,7 @@ class Hub:
     def restart(self, base: str, entries: Sequence[Entry]) -> None:
         """Replace the log: every stream there is gets a reset."""
         with self._lock:
+            self.rollout = self._rollout_after(entries, self.options.rollout)
             self._log.restart(base)
             self._arrivals.clear()
             self._append(entries)
@@ -149,13 +160,23 @@ class Hub:
         return self._log.end
 
     @property
-    def noticed(self) -> int:
-        """The ordinal of the newest notice."""
-        return self._notices.newest
+    def loaded(self) -> bool:
+        """Whether the broker's history has come."""
+        return self._loaded.is_set()
+
+    @property
+    def noticed(self) -> tuple[int, Rollout]:
+        """What changes with every notice that ends streams."""
+        return self._notices.newest, self.rollout
+
+    def told(self, since: int, user_id: str | None, lease: str | None = None) -> str | None:
+        """Return what a user or a lease was told after the log's end was *since*, or None."""
+        return self._notices.since(since, user_id, lease)
 
     def ended(self, since: int, user_id: str | None, lease: str | None) -> str | None:
         """Return why a stream must end that was let in when the log's end was *since*."""
-        return self._notices.since(since, user_id, lease)
+        told = self.told(since, user_id, lease)
+        return told or (None if self.rollout.includes(user_id) else "rollout")
 
     def ended_after(self, position: str, user_id: str | None) -> str | None:
         """Return why what was granted to a user at *position* is void.
@@ -219,6 +240,17 @@ class Hub:
             oldest = self._arrivals[0] if self._arrivals else None
             return oldest[1] if oldest is not None and oldest[0] <= limit else 0
 
+    def lag(self, ordinal: int, now: float) -> float:
+        """Return the seconds for which what follows *ordinal* has been there, or 0.
+
+        It is right to a twentieth of a second, as far back as `max_lag` remembers.
+        """
+        with self._lock:
+            if ordinal >= self._log.end or not self._arrivals:
+                return 0.0
+            arrived = [at for at, end in self._arrivals if end <= ordinal]
+            return now - (arrived[-1] if arrived else self._arrivals[0][0])
+
     def retry(self) -> float:
         """Return a reconnection delay in seconds, spread so that herds do not return at once."""
         return self.options.retry * random.uniform(0.5, 1.5)
@@ -251,6 +283,16 @@ class Hub:
             self._log.append(entry)
             self._notices.add(entry.rule, self._log.end)
             self.invalidations.add(entry.rule)
+
+    def _rollout_after(self, entries: Sequence[Entry], before: Rollout) -> Rollout:
+        """Return the newest rollout of *entries*, or else the one *before*."""
+        for entry in reversed(entries):
+            if entry.rule.type == ROLLOUT:
+                try:
+                    return rollout_of(entry.rule, self.options.rollout)
+                except ConfigError as error:
+                    _logger.error("Passed over %s in the event log: %s", entry.position, error)
+        return before
 
     def _arrive(self) -> None:
         now = time.monotonic()

@@ -27,8 +27,12 @@ class Answer(NamedTuple):
     reset: str | None = None
     more: bool = False
 
-    def body(self, interval: float) -> bytes:
-        """Return the JSON body; *interval* is the seconds to wait before the next poll."""
+    def body(self, interval: float, stream: bool) -> bytes:
+        """Return the JSON body.
+
+        :param interval: seconds to wait before the next poll.
+        :param stream: whether the client may have a stream.
+        """
         events = b",".join(
             b'{"id":%b,%b' % (json.dumps(id).encode(), data[1:])
             for id, data in unframe(self.events)
@@ -37,6 +41,7 @@ class Answer(NamedTuple):
             "position": self.position,
             "reset": self.reset,
             "retry_after": 0 if self.more else interval,
+            "stream": stream,
         }
         return b'{"events":[%b],%b' % (events, json.dumps(rest).encode()[1:])
 
@@ -55,7 +60,7 @@ def poll(portable: Portable, request: StreamRequest, wait: float) -> Answer:
         batch, reached = hub.page(request.audience, request.user_id, ordinal)
         if batch.gap is not None:
             return Answer(b"", hub.position, batch.gap)
-        if hub.ended(request.since, request.user_id, None) is not None:
+        if hub.told(request.since, request.user_id) is not None:
             # The next request learns what the client may see now.
             return Answer(b"".join(bodies), position or request.last_position or reached, more=True)
         if batch.end == ordinal:

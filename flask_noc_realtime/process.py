@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from typing import Any, Protocol
 
 from .broker import Broker
@@ -18,10 +19,11 @@ from .emit import Publisher
 from .event import Catalogue
 from .flight import Flights
 from .generation import Generations
+from .health import Health, Probe
 from .hub import Hub
 from .lease import Leases
 from .shelf import Shelf
-from .transport import StreamRequest
+from .transport import StreamRequest, gunicorn_worker
 from .transport.portable import Portable, PortableStream
 
 PATIENCE = "flask_noc_realtime.patience"
@@ -67,6 +69,7 @@ class Process:
         self.take: Combine[str, bytes | None] = Combine(self.broker.take)
         self.portable = Portable(self.hub, self.leases)
         self.lease_seconds = config.lease
+        self.probe = Probe(self.broker.ping)
         self.relays: list[Closable] = []
         self._pump: Any | None = None
         self._warned: set[str] = set()
@@ -93,6 +96,24 @@ class Process:
             "queued": self.emitter.queued,
             "dropped": self.emitter.dropped,
         }
+
+    def health(self, *, deep: bool) -> Health:
+        """Return how this worker is; call it where a request is answered.
+
+        :param deep: ask the broker as well, which takes a moment.
+        """
+        self.hub.start()
+        worker, pump = gunicorn_worker(), self._pump
+        return Health(
+            draining=self.hub.closing.is_set() or not getattr(worker, "alive", True),
+            loaded=self.hub.loaded,
+            away=self.broker.away(),
+            grace=self._config.health_grace,
+            answers=self.probe() if deep else None,
+            lag=None if pump is None else pump.lag(time.monotonic()),
+            streams=self.portable.streams + (0 if pump is None else pump.streams),
+            position=self.hub.position,
+        )
 
     def stream(self, environ: dict[str, Any], request: StreamRequest) -> Any:
         """Return the body of a stream in the transport that fits the server."""

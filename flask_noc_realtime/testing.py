@@ -186,6 +186,8 @@ class StreamRefused(AssertionError):
                 " Pass headers= that log in, or a test client that has; or set "
                 "NOC_REALTIME_ALLOW_ANONYMOUS = True in the tests."
             )
+        if response.status_code == 204:
+            hint = "the rollout leaves this user to polling; see realtime.rollout()."
         super().__init__(f"The stream was refused with {response.status}: {detail}{hint}")
         self.response = response
 

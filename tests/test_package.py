@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
 PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor")
-PURE += ("ingest", "notice", "recipe", "wheel")
-THREADS = ("combine", "flight", "metrics")
+PURE += ("ingest", "notice", "recipe", "rollout", "wheel")
+THREADS = ("combine", "flight", "health", "metrics")
 TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {
     **dict.fromkeys(PURE, 0),

@@ -72,7 +72,10 @@ class Sink(Protocol):
         """Take entries that follow, without a hole, what was taken before."""
 
     def restart(self, base: str, entries: Sequence[Entry]) -> None:
-        """Take a history that starts just after *base* and continues nothing taken before."""
+        """Take a history that starts just after *base* and continues nothing taken before.
+
+        The notice that stands comes first, at *base*, whenever it was published.
+        """
 
 
 class Broker(Protocol):
@@ -131,6 +134,26 @@ class Broker(Protocol):
         """Return when the broker would take an event.
 
         :raises BrokerUnavailable: when it would not.
+        """
+
+    def away(self) -> float:
+        """Return the seconds for which nothing could be delivered; 0 while it can.
+
+        Nobody is asked: it is what the subscription knows.
+        """
+
+    def stand(self, record: bytes, key: str) -> str:
+        """Publish a notice as `publish` does, and let it stand in place of the one before.
+
+        Every sink is given the notice that stands, also one that starts when it has left the log.
+
+        :raises BrokerUnavailable: when it is not known to stand.
+        """
+
+    def standing(self) -> bytes | None:
+        """Return the notice that stands, or None.
+
+        :raises BrokerUnavailable: when it cannot be known.
         """
 
     def lease(

@@ -42,7 +42,8 @@ class MemoryBroker:
         self._epoch = secrets.token_hex(6)
         self._log = EventLog(max_events, max_bytes, base=f"{self._epoch}-0")
         self._sink: Sink | None = None
-        self._cut = False
+        self._cut_at: float | None = None
+        self._standing: bytes | None = None
         self._max_events = max_events
         self._published: OrderedDict[str, str] = OrderedDict()
         self._generations: dict[str, str] = {}
@@ -84,6 +85,20 @@ class MemoryBroker:
     def ping(self) -> None:
         self._reach()
 
+    def away(self) -> float:
+        cut_at = self._cut_at
+        return 0.0 if cut_at is None else time.monotonic() - cut_at
+
+    def stand(self, record: bytes, key: str) -> str:
+        with self._lock:
+            self._reach()
+            self._standing = record
+            return self._append(record, key)
+
+    def standing(self) -> bytes | None:
+        self._reach()
+        return self._standing
+
     def lease(
         self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
     ) -> Leased:
@@ -120,7 +135,9 @@ class MemoryBroker:
     def start(self, sink: Sink) -> None:
         with self._lock:
             log = self._log
-            sink.restart(log.position_at(log.start), log.after(log.start, log.end - log.start))
+            base = log.position_at(log.start)
+            entries = [] if self._standing is None else [Entry.from_record(base, self._standing)]
+            sink.restart(base, [*entries, *log.after(log.start, log.end - log.start)])
             self._sink = sink
 
     def close(self) -> None:
@@ -130,7 +147,7 @@ class MemoryBroker:
     def cut(self) -> None:
         """Take nothing and give nothing from now on, as a Redis that is away."""
         with self._lock:
-            self._cut = True
+            self._cut_at = time.monotonic()
 
     def heal(self, *, lost: bool = False) -> None:
         """Undo `cut`.
@@ -138,7 +155,7 @@ class MemoryBroker:
         :param lost: come back without the history, as a Redis that lost its data.
         """
         with self._lock:
-            self._cut = False
+            self._cut_at = None
             if lost:
                 self._epoch = secrets.token_hex(6)
                 self._log.restart(f"{self._epoch}-{self._log.end + 1}")
@@ -146,11 +163,12 @@ class MemoryBroker:
                 self._generations.clear()
                 self._kept.clear()
                 self._said.clear()
+                self._standing = None
                 if self._sink is not None:
                     self._sink.restart(self._log.position, [])
 
     def _reach(self) -> None:
-        if self._cut:
+        if self._cut_at is not None:
             raise BrokerUnavailable("The broker is cut off, by a test")
 
     def _change(self, change: Change, seconds: float) -> str | None:

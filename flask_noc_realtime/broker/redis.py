@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,14 @@ end
 return positions
 """
 )
+# What stands is given to every worker that starts, when the log has long forgotten it.
+_STAND = (
+    _APPEND
+    + """
+redis.call('SET', KEYS[4], ARGV[2])
+return append(ARGV[2], ARGV[3], ARGV[4])
+"""
+)
 _FOUND = """
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('XADD', KEYS[1], '*', 'r', '', 'k', '') end
 return 1
@@ -168,6 +177,7 @@ _SCRIPTS = {
         "generations": _GENERATIONS,
         "lease": _LEASE,
         "recall": "return redis.call('MGET', unpack(KEYS))",
+        "stand": _STAND,
         "take": _TAKE,
         **CENSUS_SCRIPTS,
         **PAGES_SCRIPTS,
@@ -217,6 +227,7 @@ class RedisBroker:
         self._generations_key = f"{{{options.namespace}}}:generations"
         self._retried_key = f"{{{options.namespace}}}:retried"
         self._keys = (self._log_key, self._channel, self._generations_key)
+        self._standing_key = f"{{{options.namespace}}}:standing"
         self._said_key = f"{{{options.namespace}}}:said:"
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
@@ -233,6 +244,7 @@ class RedisBroker:
         self._closed = threading.Event()
         self._pubsub: Any | None = None
         self._down = False
+        self._away_since: float | None = None
         self._failures = 0
 
     def publish(self, record: bytes, key: str) -> str:
@@ -282,6 +294,23 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    def away(self) -> float:
+        since = self._away_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def stand(self, record: bytes, key: str) -> str:
+        keys = [*self._keys, self._standing_key]
+        arguments = [self._options.history_events, record, key, _generations_of(record)]
+        position: bytes = self._run("stand", keys, arguments)
+        return position.decode()
+
+    def standing(self) -> bytes | None:
+        try:
+            record: bytes | None = self._client().get(self._standing_key)
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        return record
+
     def lease(
         self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
     ) -> Leased:
@@ -308,6 +337,7 @@ class RedisBroker:
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
+        self._away_since = time.monotonic()
         self._thread = threading.Thread(
             target=self._subscribe, name="noc-realtime-subscription", daemon=True
         )
@@ -397,6 +427,8 @@ class RedisBroker:
                 self._log_down(error)
             except Exception:
                 _logger.exception("The subscription stumbled; it starts again.")
+            if self._away_since is None:
+                self._away_since = time.monotonic()
             self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
             self._failures += 1
         if self._reader is not None:
@@ -443,6 +475,7 @@ class RedisBroker:
 
     def _log_up(self) -> None:
         self._failures = 0
+        self._away_since = None
         if self._down:
             self._down = False
             _logger.warning("Redis at %s answers again.", self._where)
@@ -475,6 +508,8 @@ class RedisBroker:
         """Replace the history by what Redis has, newest first up to the bounds."""
         assert self._sink is not None and self._reader is not None
         self._reader.eval(_FOUND, 1, self._log_key)
+        # First: what stands later comes with the rows, or after them.
+        standing = self._reader.get(self._standing_key) or b""
         rows: list[tuple[str, bytes]] = []
         room = self._options.history_bytes
         while len(rows) <= self._options.history_events and room > 0:
@@ -491,7 +526,8 @@ class RedisBroker:
         if not rows:
             raise redis.ConnectionError("the event log vanished while it was read")
         self._newest = rows[-1][0]
-        self._sink.restart(rows[0][0], list(_entries(rows[1:])))
+        base = rows[0][0]
+        self._sink.restart(base, list(_entries([(base, standing), *rows[1:]])))
 
     def _range(
         self, first: str, last: str, limit: int, *, reverse: bool = False

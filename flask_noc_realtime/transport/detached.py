@@ -138,7 +138,7 @@ class Pump:
         self._hub = hub
         self._release = release
         self._released: list[str] = []
-        self._noticed = 0
+        self._noticed = hub.noticed
         self._loop = cast(Any, gevent.get_hub().loop)
         self._lanes: dict[tuple[Audience, bool], Lane] = {}
         self._by_fd: dict[int, Stream] = {}
@@ -169,6 +169,19 @@ class Pump:
         """How many events the slowest stream has yet to be sent."""
         end = self._hub.end
         return max((end - stream.cursor for stream in self._by_fd.values()), default=0)
+
+    def lag(self, now: float) -> float:
+        """Return the seconds by which the slowest live stream is behind.
+
+        Those whose clients do not take what they are sent are behind by themselves.
+        """
+        cursors = [
+            stream.cursor
+            for lane in self._lanes.values()
+            for stream in lane.streams
+            if stream.cursor >= stream.live_from
+        ]
+        return self._hub.lag(min(cursors), now) if cursors else 0.0
 
     def add(self, taken: Taken, request: StreamRequest, opening: Opening) -> None:
         """Own a connection whose client has been sent the head of the response."""

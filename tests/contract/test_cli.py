@@ -129,6 +129,7 @@ def test_what_is_asked_wrongly_is_said_in_a_line(
 
 
 COMMANDS = [["emit", "log.added", "1"], ["disconnect", "7"], ["tail"], ["stats"]]
+COMMANDS += [["rollout"], ["rollout", "5"]]
 
 
 @pytest.mark.parametrize("args", COMMANDS)
@@ -253,3 +254,68 @@ def app_position(app: Flask) -> str:
     """Return the newest position an app's process knows."""
     position: str = app.extensions["noc_realtime"].process().position()
     return position
+
+
+def test_rollout_shows_what_is_configured_until_another_is_stored(
+    server: RedisServer, make_app: Callable[..., Flask]
+) -> None:
+    """And says which it is; what is stored is there for the next command, and for workers."""
+    run = runner(make_app(server.url, NOC_REALTIME_ROLLOUT=33.33))
+    configured = "percent: 33.33 (NOC_REALTIME_ROLLOUT)\nallow: -\ndeny: -\n"
+    assert run("rollout").output == configured
+    stored = "percent: 5 (stored)\nallow: ada, bob\ndeny: cyd\n"
+    options = ["--allow", "bob", "--allow", "ada", "--deny", "cyd"]
+    assert run("rollout", "5", *options).output == stored
+    assert runner(make_app(server.url))("rollout").output == stored
+    assert run("rollout", "--reset").output == configured
+    assert run("rollout").output == configured
+
+
+def test_rollout_adds_to_the_lists_and_forgets(run: Run) -> None:
+    """A user is on one list at most, and moves from one to the other."""
+    run("rollout", "5", "--allow", "ada", "--allow", "bob", "--deny", "cyd")
+    moved = run("rollout", "--allow", "cyd", "--deny", "ada", "--forget", "bob")
+    assert moved.output == "percent: 5 (stored)\nallow: cyd\ndeny: ada\n"
+    assert run("rollout", "--reset", "--deny", "bob").output == (
+        "percent: 100 (stored)\nallow: -\ndeny: bob\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["101"], "percent is 101.0; use a number from 0 to 100"),
+        (["0.005"], "in steps of 0.01"),
+        (["half"], "'half' is not a valid float"),
+        (["--allow", ""], "allow is"),
+        (["--allow", "ada", "--deny", "ada"], "'ada' is on both lists"),
+    ],
+)
+def test_a_rollout_that_makes_no_sense_is_refused(
+    args: list[str], message: str, run: Run, server: RedisServer
+) -> None:
+    """With exit code 2, and nothing is stored."""
+    result = run("rollout", *args)
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert message in result.output
+    assert not server.client().exists("{noc}:standing")
+
+
+def test_rollout_reset_heals_what_nobody_can_read(run: Run, server: RedisServer) -> None:
+    """Whatever wrote it: the command says so, and the way out works."""
+    server.client().set("{noc}:standing", '["stream.rollout",null,"?"]\n{}')
+    result = run("rollout")
+    assert (result.exit_code, result.output) == (1, "Error: Not a rollout: '?'\n")
+    assert run("rollout", "--reset").exit_code == 0
+    assert run("rollout").output.startswith("percent: 100 (")
+
+
+def test_rollout_moves_users_on_other_processes(
+    server: RedisServer, make_app: Callable[..., Flask]
+) -> None:
+    """Whoever is left to polling is told so."""
+    app = make_app(server.url)
+    with stream_client(app, headers={"User": "7"}, timeout=10) as stream:
+        assert runner(make_app(server.url))("rollout", "--deny", "7").exit_code == 0
+        assert [event.data["reason"] for event in stream] == ["rollout"]
+    assert app.test_client().get("/api/v1/events/stream", headers={"User": "7"}).status_code == 204

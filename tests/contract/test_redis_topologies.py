@@ -14,6 +14,8 @@ import redis
 from flask_noc_realtime.broker import Change
 from flask_noc_realtime.broker.redis import RedisBroker
 from flask_noc_realtime.errors import BrokerUnavailable
+from flask_noc_realtime.event import ROLLOUT
+from flask_noc_realtime.rollout import Rollout, record_of
 from tests.conftest import RedisFactory, require
 from tests.contract.conftest import BrokerFactory
 from tests.contract.sinks import RecordingSink, key, record
@@ -160,3 +162,9 @@ def test_a_cluster_is_followed_through_the_restart_of_the_node_that_owns_the_log
     sink.wait_for_number(39)
     assert sink.numbers == list(range(40))
     assert len(sink.restarts) == 1
+    publisher.stand(record_of(Rollout(5)), key())
+    sink.wait_for(lambda: sink.entries[-1].rule.type == ROLLOUT, "what stands")
+    late = RecordingSink()
+    connect(url).start(late)
+    late.wait_for(lambda: bool(late.restarts), "the history")
+    assert late.entries[0].rule.type == ROLLOUT

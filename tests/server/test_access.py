@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from flask_noc_realtime import NocRealtime
 from tests.conftest import GunicornFactory, RedisFactory
 from tests.gunicorn_server import GunicornServer
 from tests.processes import wait_until
@@ -314,6 +316,52 @@ def test_a_worker_that_leaves_gives_its_places_back(cluster: Cluster) -> None:
     cluster.server.send_signal(signal.SIGHUP)
     assert {ended(client, 10) for client in streams} == {"shutdown"}
     wait_until(lambda: cluster.stream("7").status == 200, PROMPT, "there is room again")
+
+
+@pytest.fixture
+def operator(cluster: Cluster) -> Iterator[NocRealtime]:
+    """Return the extension of a process beside the workers, as the command line is one."""
+    app = Flask("operator")
+    app.config["NOC_REALTIME_URL"] = cluster.redis.url
+    yield NocRealtime(app)
+    app.extensions["noc_realtime"].process().close()
+
+
+# A portable stream gives its place back only when it is written to.
+@pytest.mark.parametrize(
+    "cluster",
+    [{"TRANSPORT": "portable", "MAX_STREAMS_PER_USER": "0"}, {"TRANSPORT": "detached"}],
+    indirect=True,
+    ids=lambda settings: settings["TRANSPORT"],
+)
+def test_a_rollout_reaches_both_workers_within_a_second(
+    cluster: Cluster, operator: NocRealtime
+) -> None:
+    """User 8 has place 8363 of 10,000, and is moved out and in again; user 7, before it, stays."""
+    workers = cluster.server.worker_pids()
+    staying = [cluster.live_on(worker, "7") for worker in workers]
+    leaving = [cluster.live_on(worker, "8") for worker in workers]
+    operator.rollout(75)
+    assert [ended(client) for client in leaving] == ["rollout", "rollout"]
+    for worker in workers:
+        left = cluster.ask_worker(worker, "8")
+        assert (left.status, left.headers["x-noc-rollout"]) == (204, "polling")
+    wait_until(lambda: cluster.held("8") == 0, PROMPT, "the places are given back")
+    assert all(client.silent_for(0.1) for client in staying)
+    operator.rollout(90)
+    told: set[int] = set()
+
+    def both_told() -> bool:
+        answer = poll(cluster, "", **{"X-User": "8"})
+        told.update([int(answer.headers["X-Worker"])] if json.loads(answer.text)["stream"] else [])
+        return told == set(workers)
+
+    wait_until(both_told, 5, "both workers let user 8 in again")
+    for worker in workers:
+        assert cluster.live_on(worker, "8").status == 200
+    cluster.site.emit("incident.created", {"id": 1})
+    for client in staying:
+        assert client.next_event().type == "incident.created"
 
 
 def poll(cluster: Cluster, query: str, **headers: str) -> Any:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -110,6 +111,23 @@ def test_a_worker_at_max_requests_says_goodbye_and_is_replaced(
     with open_streams(server, 1):
         pass
     assert_quiet(server)
+
+
+def test_a_worker_that_was_told_to_leave_says_so_to_balancers(gunicorn: GunicornFactory) -> None:
+    """On a connection they have; it takes no new one soon after."""
+    server = gunicorn(APP, args=["--keep-alive", "30"])
+    (worker,) = server.worker_pids()
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+
+    def health() -> tuple[int, str]:
+        connection.request("GET", "/api/v1/events/health")
+        with connection.getresponse() as answer:
+            return answer.status, json.load(answer)["status"]
+
+    assert health() == (200, "ok")
+    os.kill(worker, signal.SIGTERM)
+    wait_until(lambda: health() == (503, "draining"), PROMPT, "it says so")
+    connection.close()
 
 
 def test_an_emit_before_the_fork_breaks_nothing_in_the_workers(

@@ -86,21 +86,27 @@ late = join(start)
 received(late, b"first")
 """
 
-UNBLOCKS = """
+BLOCKED = """
 slow = join(hub.end, "7")
-stream = list(pump._by_fd.values())[-1]
-while stream.rest is None:
+blocked = list(pump._by_fd.values())[-1]
+while blocked.rest is None:
     emit("log.added", "x" * 60000, user_id="7")
     until(lambda: pump._sweeping)
     rest()
+"""
+
+UNBLOCKS = (
+    BLOCKED
+    + """
 emit("log.added", "last")
 amid_sweep()
-while stream.rest is not None:
+while blocked.rest is not None:
     slow.recv(1 << 20)
     pump._on_ready()
-assert pump._sweeping and stream.cursor != hub.end
+assert pump._sweeping and blocked.cursor != hub.end
 received(slow, b'"last"')
 """
+)
 
 OWN = """
 user = join(hub.end, "7")
@@ -109,6 +115,46 @@ for n in range(3):
 emit("log.added", "last")
 received(user, b'"last"')
 """
+
+LAG = (
+    """
+begun = time.monotonic()
+assert pump.lag(begun) == 0
+emit("log.added", "first")
+amid_sweep()
+assert 0 < pump.lag(begun + 60) <= 60
+rest()
+assert pump.lag(begun + 60) == 0
+replaying = join(start)
+assert list(pump._by_fd.values())[-1].cursor == start
+assert pump.lag(begun + 60) == 0
+rest()
+"""
+    + BLOCKED
+    + """
+emit("log.added", "last")
+until(lambda: pump._sweeping)
+rest()
+assert blocked.cursor != hub.end
+assert pump.lag(begun + 60) == 0
+"""
+)
+
+MOVED = (
+    BLOCKED
+    + """
+from flask_noc_realtime.rollout import Rollout, record_of
+
+broker.stand(record_of(Rollout(0, allow={"8"})), "key")
+allowed = join(hub.end, "8")
+until(lambda: pump.streams == 1)
+for client in crowd:
+    received(client, b'{"reason":"rollout"')
+emit("log.added", "last")
+received(allowed, b'"last"')
+assert blocked.closed
+"""
+)
 
 
 # The clock goes on by half a millisecond whenever it is looked at, as if sends took that.
@@ -269,3 +315,13 @@ def test_a_heartbeat_that_fails_is_made_up_for() -> None:
     code, errors = run(BEATS, heartbeat=0.4)
     assert code == 0, errors
     assert errors.count("The pump stumbled over a heartbeat; it goes on.") == 3
+
+
+def test_the_lag_is_that_of_the_slowest_live_stream() -> None:
+    """One that replays, or whose client does not read, is behind by itself."""
+    assert run(LAG) == (0, "")
+
+
+def test_a_rollout_ends_the_streams_of_who_is_moved_out() -> None:
+    """The blocked ones too, at once; others go on."""
+    assert run(MOVED) == (0, "")

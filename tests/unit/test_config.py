@@ -10,6 +10,7 @@ import pytest
 
 from flask_noc_realtime.config import Config, Secret, key_of
 from flask_noc_realtime.errors import ConfigError
+from flask_noc_realtime.rollout import Rollout
 
 
 def test_the_defaults_are_those_documented() -> None:
@@ -40,6 +41,8 @@ STRINGS = {
     "NOC_REALTIME_LEASE": ("4", 4.0),
     "NOC_REALTIME_TICKET_TTL": ("60", 60.0),
     "NOC_REALTIME_POLL_INTERVAL": ("2.5", 2.5),
+    "NOC_REALTIME_ROLLOUT": ("12.34", 12.34),
+    "NOC_REALTIME_HEALTH_GRACE": ("60", 60.0),
     "NOC_REALTIME_CORS_ORIGINS": (
         "https://a.example, http://B.example:8080",
         ("https://a.example", "http://b.example:8080"),
@@ -80,6 +83,7 @@ def test_the_hub_gets_what_is_configured() -> None:
     assert (options.history_events, options.history_bytes) == (500, 1_000_000)
     assert (options.max_lag, options.heartbeat, options.retry) == (0.5, 7.5, 1.0)
     assert options.stream_lifetime == 3600.0
+    assert options.rollout == Rollout(12.34, namespace="noc:staging")
 
 
 def test_the_leases_get_what_is_configured() -> None:
@@ -103,6 +107,8 @@ def test_keys_of_others_are_left_alone() -> None:
     [
         *(("heartbeat", wrong) for wrong in ("soon", "", 0.0, True, "nan", "inf", None, [15])),
         *(("retry", wrong) for wrong in (-0.1, "inf", False)),
+        *(("rollout", wrong) for wrong in (-0.01, 100.01, 0.001, "half", "nan", True, None)),
+        *(("health_grace", wrong) for wrong in (-1.0, "inf")),
         *(("max_lag", wrong) for wrong in (0.0, "inf", 10**400)),
         *(("stream_lifetime", wrong) for wrong in (-1.0, "inf", float("inf"))),
         *(("history_events", wrong) for wrong in (0, 1.5, "1.5", "many", "", True, "inf", "1e4")),
