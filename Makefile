@@ -1,7 +1,7 @@
 # make test [STRICT=1] [ARGS=...]      run every test, or those of ARGS; STRICT=1 fails
 #                                      where a tool is missing instead of skipping
 # make demo [REDIS_URL=...] [PORT=...] serve the demo; with Redis, from four workers
-# make lint | docs | build | load | clean
+# make lint | docs | build | installed | load | clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo lint docs build load clean
+.PHONY: help test demo lint docs build installed load clean
 
 help:
 	@sed -n 's/^# //p; /^$$/q' Makefile
@@ -44,6 +44,13 @@ docs: $(VENV)/.docs
 build: $(VENV)/.build
 	rm -rf dist
 	$(RUN) -m build --outdir dist .
+
+# The wheel in an environment that holds nothing else.
+installed: build
+	rm -rf build/installed
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/python -m pip install --disable-pip-version-check --quiet dist/*.whl
+	build/installed/bin/python tests/installed.py
 
 load: $(VENV)/.load
 	$(RUN) -m tests.load.streams $(ARGS)
