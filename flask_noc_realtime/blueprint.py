@@ -9,8 +9,6 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import lru_cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,6 +16,7 @@ from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from werkzeug.exceptions import HTTPException
 
 from . import poll as polling
+from .asset import ASSETS, load
 from .audience import TypeFilter
 from .auth import Identity, decode_ticket, encode_ticket
 from .errors import (
@@ -210,26 +209,19 @@ def health() -> Response:
     return response
 
 
-def client() -> Response:
-    """Answer with the browser's side, as an ES module."""
-    source, tag = _client_source()
-    response = Response(source, mimetype="text/javascript")
-    response.set_etag(tag)
+def asset(name: str) -> Response:
+    """Answer with a file for browsers."""
+    file = load(name)
+    response = Response(file.source, mimetype="text/javascript")
+    response.set_etag(file.tag)
     # An address that names its content never has another.
-    named = request.args.get("v") == tag
+    named = request.args.get("v") == file.tag
     response.headers["Cache-Control"] = (
         "public, max-age=31536000, immutable" if named else "no-cache"
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request)
     return response
-
-
-@lru_cache(maxsize=1)
-def _client_source() -> tuple[bytes, str]:
-    """Return the module and what names its content."""
-    source = files(__package__).joinpath("static/noc-realtime.js").read_bytes()
-    return source, hashlib.sha256(source).hexdigest()[:16]
 
 
 def nothing(rest: str = "") -> Response:
@@ -244,7 +236,7 @@ _ROUTES: tuple[tuple[str, str, View], ...] = (
     ("/poll", "GET", poll),
     ("/config", "GET", settings),
     ("/health", "GET", health),
-    ("/client.js", "GET", client),
+    (f"/<any({', '.join(map(json.dumps, ASSETS))}):name>", "GET", asset),
     ("/<path:rest>", "", nothing),
 )
 
