@@ -66,6 +66,8 @@ export interface Options {
 export interface Stream {
   /** Call a handler for a type, a pattern such as "incident.*", or "*"; returns how to stop. */
   on<Data = any>(type: string, handler: (data: Data, event: NocEvent<Data>) => void): () => void;
+  /** Call a listener whenever the state or the number of gaps has changed; returns how to stop. */
+  subscribe(listener: () => void): () => void;
   snapshot(): Snapshot;
   close(): void;
 }

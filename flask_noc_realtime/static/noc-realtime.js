@@ -91,6 +91,7 @@ class Ended extends Error {
 class Stream {
   #options;
   #handlers = new Map();
+  #listeners = new Set();
   #state = { name: "connecting", attempt: 0, reason: null, since: Date.now() };
   #position;
   #seen = new Set();
@@ -121,6 +122,12 @@ class Stream {
     const handlers = this.#handlers.get(type) ?? new Set();
     this.#handlers.set(type, handlers.add(handler));
     return () => handlers.delete(handler);
+  }
+
+  /** Call listener() whenever the state or the number of gaps has changed. */
+  subscribe(listener) {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   }
 
   /** Everything a footer or a test wants to know. */
@@ -366,6 +373,7 @@ class Stream {
     this.#seen.clear();
     this.#gaps += 1;
     this.#tell(() => this.#options.onGap?.({ reason, position }));
+    this.#listeners.forEach((listener) => this.#tell(listener));
   }
 
   #deliver(event) {
@@ -391,6 +399,7 @@ class Stream {
     const since = before.name === name ? before.since : Date.now();
     this.#state = { name, attempt: this.#failures, reason, since };
     this.#tell(() => this.#options.onState?.(this.#state));
+    this.#listeners.forEach((listener) => this.#tell(listener));
   }
 
   /** Run the page's code; what it throws is its own, and no reason to stop. */
