@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY, Signal
-from flask import Flask, Request, Response, current_app, g, has_app_context, request
+from flask import Flask, Request, current_app, has_app_context
 
+from . import page
 from .auth import ANONYMOUS, Identity, IdentityLoader, jwt_loader
 from .blueprint import EXTENSION, create_blueprint
 from .bridge import Bridge
@@ -196,9 +197,7 @@ class NocRealtime:
             add_ingest(blueprint, state)
         app.register_blueprint(blueprint)
         app.before_request(_serve_outboxes)
-        app.before_request(_remember_position)
-        app.after_request(_show_position)
-        app.jinja_env.globals["noc_realtime_position"] = _page_position
+        page.register(app)
 
     def emit(
         self,
@@ -463,25 +462,3 @@ def _serve_outboxes() -> None:
     state: State = current_app.extensions[EXTENSION]
     for outbox in state.outboxes:
         outbox.serve(current_app._get_current_object(), state.process())  # type: ignore[attr-defined]
-
-
-def _remember_position() -> None:
-    """Take the position before the view reads any data: later, an event could fall between."""
-    view = (request.endpoint or "").rpartition(".")[2]
-    if request.blueprint != EXTENSION and view != "static":
-        g._noc_realtime_position = current_app.extensions[EXTENSION].process().position()
-
-
-def _page_position() -> str:
-    """Return the position a stream for this page starts from."""
-    if not hasattr(g, "_noc_realtime_position"):
-        g._noc_realtime_position = current_app.extensions[EXTENSION].process().position()
-    position: str = g._noc_realtime_position
-    return position
-
-
-def _show_position(response: Response) -> Response:
-    position = g.get("_noc_realtime_position")
-    if position is not None:
-        response.headers["X-Noc-Position"] = position
-    return response

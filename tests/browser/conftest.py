@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import require
+from tests import npm
+from tests.browser.react import ReactPage, vendor
+from tests.conftest import missing, require
+from tests.gunicorn_server import GunicornServer
 
 FLAGS = (
     "--no-sandbox",
@@ -36,6 +41,13 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """Return a page without a past that collects what went wrong in `problems`."""
+    with new_page(browser) as page:
+        yield page
+
+
+@contextmanager
+def new_page(browser: Any) -> Iterator[Any]:
+    """Provide such a page for as long as it is wanted."""
     context = browser.new_context()
     page: Any = context.new_page()
     page.problems = []
@@ -43,3 +55,40 @@ def page(browser: Any) -> Iterator[Any]:
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     yield page
     context.close()
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornServer]:
+    """Return a server of `tests.server.pages`."""
+    server = GunicornServer("tests.server.pages:create()", tmp_path_factory.mktemp("pages"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def packages() -> Path:
+    """Return the folder with the packages from npm."""
+    program = require("npm")
+    try:
+        return npm.install(program)
+    except RuntimeError as error:
+        missing(f"packages of {npm.LIST}: {error}")
+
+
+@pytest.fixture(scope="module", params=["18", "19"])
+def module_react_page(
+    request: pytest.FixtureRequest, browser: Any, pages: GunicornServer, packages: Path
+) -> Iterator[ReactPage]:
+    """Return a page with each React there is, which the tests of a module share."""
+    with new_page(browser) as page:
+        yield ReactPage(page, pages, vendor(packages, request.param))
+
+
+@pytest.fixture
+def react(module_react_page: ReactPage) -> Iterator[ReactPage]:
+    """Return a page with React, on which nothing may go wrong or be left."""
+    module_react_page.begin()
+    yield module_react_page
+    module_react_page.end()

@@ -1,0 +1,32 @@
+/**
+ * Keeps a page live that needs no script of its own: {{ noc_realtime_script() }} in its template.
+ *
+ * Each event is dispatched on the body as noc:<its type>; noc:state and noc:gap tell the rest.
+ */
+
+const { nocRealtime: client, url, since, types } = document.querySelector(
+  "script[data-noc-realtime]",
+).dataset;
+
+let begun = false;
+
+async function begin() {
+  if (begun) return;
+  begun = true;
+  const { connect } = await import(client);
+  const dispatch = (name, detail) =>
+    document.body.dispatchEvent(new CustomEvent(`noc:${name}`, { bubbles: true, detail }));
+  const stream = connect({
+    url,
+    since,
+    types,
+    onState: (state) => dispatch("state", state),
+    onGap: (gap) => dispatch("gap", gap),
+  });
+  stream.on("*", (_, event) => dispatch(event.type, event));
+  window.nocRealtime = stream;
+}
+
+// The page's own scripts come first: an event before they listen would be lost.
+if (document.readyState === "complete") begin();
+else for (const name of ["DOMContentLoaded", "load"]) addEventListener(name, begin);
