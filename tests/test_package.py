@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import subprocess
 import sys
 import tarfile
@@ -114,11 +115,14 @@ def test_every_public_name_exists_and_is_described(name: str) -> None:
 
 
 def test_the_version_is_one() -> None:
-    """The package, its metadata and CHANGES agree."""
+    """The package, its metadata, its npm package and CHANGES agree."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     version = flask_noc_realtime.__version__
     assert config["metadata"]["version"] == version
+    npm = json.loads((ROOT / PACKAGE / "static" / "package.json").read_text())
+    assert npm["version"] == version
+    assert npm["license"] == config["metadata"]["license"]
     assert (ROOT / "CHANGES.rst").read_text().startswith(f"Version {version}\n")
     try:
         installed = metadata.version("flask-noc-realtime")
@@ -136,7 +140,8 @@ def test_the_wheel_holds_the_package_alone_and_the_sdist_everything(tmp_path: Pa
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         held = set(wheel.namelist())
     sources = {str(path.relative_to(ROOT)) for path in modules()}
-    assert sources | {f"{PACKAGE}/py.typed"} <= held
+    statics = {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE / "static").glob("*.*")}
+    assert sources | statics | {f"{PACKAGE}/py.typed"} <= held
     assert {name.partition("/")[0].partition("-")[0] for name in held} == {PACKAGE}
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}

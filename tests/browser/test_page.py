@@ -69,7 +69,7 @@ def test_the_recipe_for_htmx_follows_events(
     page.route("**/incidents/rows", lambda route: asked.append(route))
     page.goto(server.url)
     assert page.locator("tr").count() == 0
-    wait(page, "nocRealtime.snapshot().name === 'live'")
+    wait(page, "window.nocRealtime?.snapshot().name === 'live'")
     for title in "abcd":
         site.post("/incidents", title)
     wait(page, "nocRealtime.snapshot().delivered === 4")
