@@ -11,12 +11,13 @@ A = TypeVar("A")
 
 
 class _Asker(Generic[Q, A]):
-    __slots__ = ("answer", "error", "leads", "question", "turn")
+    __slots__ = ("answer", "error", "gone", "leads", "question", "turn")
 
     def __init__(self, question: Q) -> None:
         self.question = question
         self.answer: A | None = None
         self.error: BaseException | None = None
+        self.gone = False
         self.leads = False
         self.turn: threading.Event | None = None
 
@@ -28,7 +29,7 @@ class Combine(Generic[Q, A]):
     thousand cost a few calls (flat combining; Hendler et al., SPAA 2010).
 
     :param ask: answers several questions, in their order; an Exception it raises all of them
-        get. It is asked again what it was asked by a caller that was cut short meanwhile.
+        get. When the caller that asks is cut short, it is asked again for those who still wait.
     :param limit: questions of one call at most.
     """
 
@@ -61,6 +62,7 @@ class Combine(Generic[Q, A]):
         except BaseException:
             # A request cut short would otherwise hold up all behind it.
             with self._lock:
+                asker.gone = True
                 if asker in self._waiting:
                     self._waiting.remove(asker)
                 if asker.leads:
@@ -81,8 +83,9 @@ class Combine(Generic[Q, A]):
         except BaseException:
             # What ends the request that happens to ask must end no other: they are asked anew.
             with self._lock:
-                self._waiting[:0] = [each for each in asked if each is not leader]
-            asked = [leader]
+                leader.gone = True
+                self._waiting[:0] = [each for each in asked if not each.gone]
+            asked = []
             raise
         finally:
             with self._lock:

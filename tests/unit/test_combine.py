@@ -39,7 +39,7 @@ class Desk:
     def come(self, question: int) -> None:
         """Have somebody ask; return when the desk is asking, or they are in line."""
         line, calls = len(self.ask._waiting), len(self.calls)
-        self.threads.append(threading.Thread(target=self.visit, args=(question,)))
+        self.threads.append(threading.Thread(target=self.visit, args=(question,), daemon=True))
         self.threads[-1].start()
         wait_until(
             lambda: len(self.ask._waiting) > line or len(self.calls) > calls, TIMEOUT, "they come"
@@ -130,6 +130,42 @@ def test_who_is_cut_short_while_asking_for_all_ends_nobody_else() -> None:
     assert isinstance(desk.answers.pop(1), KeyboardInterrupt)
     assert desk.answers == {0: 0, 2: 4, 3: 6}
     assert desk.calls == [[0], [1, 2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("victim", [2, 3])
+def test_who_is_cut_short_while_asked_for_is_not_asked_for_anew(
+    victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it ask for the others, when who asked for all is cut short after it."""
+    desk = Desk()
+    go_on, cut = held_up(desk), threading.Event()
+
+    class CutShort(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert cut.wait(TIMEOUT)
+            raise KeyboardInterrupt
+
+    for question in range(4):
+        if question == victim:
+            doubles = SimpleNamespace(Event=CutShort)
+            monkeypatch.setattr("flask_noc_realtime.combine.threading", doubles)
+        desk.come(question)
+        with desk.ask._lock:  # Until then it may not have made its event.
+            monkeypatch.undo()
+
+    def cut_both_short() -> None:
+        desk.amid = lambda: None
+        cut.set()
+        desk.threads[victim].join(TIMEOUT)
+        raise KeyboardInterrupt
+
+    desk.amid = cut_both_short
+    go_on.set()
+    desk.join()
+    assert all(isinstance(desk.answers.pop(each), KeyboardInterrupt) for each in (1, victim))
+    left = 5 - victim
+    assert desk.answers == {0: 0, left: 2 * left}
+    assert desk.calls == [[0], [1, 2, 3], [left]]
 
 
 def test_who_is_cut_short_while_waiting_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
