@@ -172,7 +172,9 @@ class Leases:
     def _settle(self, claim: Claim, leased: Leased | None) -> bool:
         user_id, lease = claim
         if lease not in self._users:
-            return False  # Its request was cut short, and has given it back.
+            # Its request was cut short, and may have given it back before it was claimed.
+            self._released.append(claim)
+            return False
         held = self._held.get(user_id, {})
         if leased is None:
             granted = len(held) < self._options.per_user

@@ -631,6 +631,17 @@ def test_a_claim_whose_answer_was_lost_and_that_was_refused_is_given_back(
     assert taken(server) == {}
 
 
+def test_a_claim_that_nobody_waits_for_is_given_back(
+    redis_server: RedisFactory, connect: BrokerFactory, hold: MakeLeases
+) -> None:
+    """Its request was cut short just as it was asked for, and has released it before."""
+    server = redis_server()
+    leases = hold(connect(server.url))
+    assert not leases._ask(Claim("ada", "w:1"))
+    leases.release([leases.acquire("bob")])
+    assert taken(server) == {}
+
+
 CUT_SHORT = """
 import gevent.monkey
 gevent.monkey.patch_all()
@@ -641,7 +652,7 @@ from flask_noc_realtime.broker.redis import RedisBroker, RedisOptions
 from flask_noc_realtime.lease import LeaseOptions, Leases
 from tests.contract.test_lease import Tap
 
-url, which = sys.argv[1:]
+url, asked, *victims = sys.argv[1:]
 broker = RedisBroker(url, RedisOptions())
 tap = Tap(broker)
 leases = Leases(tap, LeaseOptions(), lambda lease: None)
@@ -666,20 +677,21 @@ assert amid.wait(10)
 callers += [gevent.spawn(leases.acquire, user) for user in ("bob", "cyd", "dan")]
 ending = gevent.spawn(leases.release, [ended])
 gevent.sleep(0)
-if which != "waiting":
+if asked == "asked":
     amid, following = pause()
     gate.set()
     assert amid.wait(10)
     gate = following
     assert len(tap.calls[-1][1]) == 3 and len(tap.calls[-1][2]) == 1, tap.calls[-1]
-victim = callers[1 if which == "leading" else 2]
-victim.kill(block=False)
-gevent.sleep(0)
+victims = [callers[int(number)] for number in victims]
+for victim in victims:
+    victim.kill(block=False)
+    gevent.sleep(0)
 gate.set()
 gevent.joinall([*callers, ending], timeout=10)
-held = [caller.value for caller in callers if caller is not victim]
+held = [caller.value for caller in callers if caller not in victims]
 assert all(isinstance(lease, str) for lease in held), callers
-assert isinstance(victim.value, gevent.GreenletExit), victim
+assert all(isinstance(victim.value, gevent.GreenletExit) for victim in victims), victims
 leases.release(held)
 assert not leases._users and not leases._held
 print(broker._client().keys("{noc}:streams:*"))
@@ -688,13 +700,13 @@ broker.close()
 """
 
 
-@pytest.mark.parametrize("which", ["waiting", "asked", "leading"])
+@pytest.mark.parametrize("which", ["waiting 2", "asked 2", "asked 1", "asked 3 1"])
 def test_a_request_cut_short_holds_up_no_other_and_leaves_no_lease(
     which: str, redis_server: RedisFactory
 ) -> None:
-    """While it waits for its turn, while it is asked for, and while it asks for all."""
+    """While it waits for its turn, while it is asked for, and while it asks for all, as 1 does."""
     require("gevent")
-    command = [sys.executable, "-c", CUT_SHORT, redis_server().url, which]
+    command = [sys.executable, "-c", CUT_SHORT, redis_server().url, *which.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
