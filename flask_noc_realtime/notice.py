@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from .event import INVALIDATE, NOTICES, Rule, generations_of
@@ -20,7 +21,7 @@ class Notices:
         self.newest = 0
         self._limit = limit
         self._forgotten = -1
-        self._about: dict[tuple[bool, str], tuple[int, str]] = {}
+        self._about: OrderedDict[tuple[bool, str], tuple[int, str]] = OrderedDict()
 
     def add(self, rule: Rule, ordinal: int) -> None:
         """Remember the notice that *rule* is, or nothing when it is an event's."""
@@ -29,10 +30,11 @@ class Notices:
             return
         key = (rule.type == "stream.evict", rule.user_id)
         self._about[key] = (ordinal, reason)
+        # What is assigned anew keeps its place, and would be forgotten too soon.
+        self._about.move_to_end(key)
         self.newest = ordinal
         if len(self._about) > self._limit:
-            forgotten, _ = self._about.pop(next(iter(self._about)))
-            self._forgotten = max(self._forgotten, forgotten)
+            _, (self._forgotten, _) = self._about.popitem(last=False)
 
     def since(self, ordinal: int, user_id: str | None, lease: str | None) -> str | None:
         """Return why a stream that was let in at *ordinal* must end, or None.

@@ -58,6 +58,15 @@ def test_a_stream_that_a_forgotten_notice_may_have_been_about_comes_again() -> N
     assert notices.since(1, "cyd", None) == "disconnected"
 
 
+def test_what_was_said_longest_ago_is_forgotten_first() -> None:
+    """Forgetting what was just said would have every stream let in before come again."""
+    notices = Notices(limit=3)
+    for ordinal, user in enumerate(("ada", "bob", "cyd", "ada", "dan"), 1):
+        notices.add(rule("stream.disconnect", user), ordinal)
+    assert notices.since(3, "ada", None) == "disconnected"
+    assert notices.since(3, "eve", None) is None
+
+
 def test_an_invalidation_ends_no_stream_and_counts_for_what_it_names() -> None:
     """A user may be called as a function is."""
     notices, invalidations = Notices(), Invalidations()
