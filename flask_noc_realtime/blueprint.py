@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from werkzeug.exceptions import HTTPException
@@ -376,7 +375,7 @@ def _welcome(origin: str) -> bool:
         return True
     # A browser sets it itself, on https and localhost; pages cannot.
     site = request.headers.get("Sec-Fetch-Site")
-    return site == "same-origin" if site else urlsplit(origin).netloc == request.host
+    return site == "same-origin" if site else origin.endswith(f"://{request.host}")
 
 
 def _share(response: Response) -> Response:

@@ -263,6 +263,11 @@ FOREIGN = [
     "null",
     "",
     "https://wallboard.example/path",
+    f"{HOME}/path",
+    "localhost",
+    "http://[",
+    "http://[::1",
+    "https://a]b",
 ]
 
 
