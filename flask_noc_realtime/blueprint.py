@@ -44,6 +44,7 @@ MAX_WAIT = 25.0
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _STREAM_TYPE = "text/event-stream"
 _TICKET_BYTES = 32
+_FOREIGN_SITES = ("cross-site", "same-site")
 
 _STREAM_HEADERS = {
     "Content-Type": f"{_STREAM_TYPE}; charset=utf-8",
@@ -240,6 +241,10 @@ _ROUTES: tuple[tuple[str, str, View], ...] = (
 )
 
 
+# They take up a place, or answer with what one user may see.
+_PERSONAL = frozenset(view.__name__ for view in (stream, stream_by_ticket, connect, poll))
+
+
 def _only(method: str, view: View, max_body: int) -> View:
     """Return a view that answers *method* with *view*, and explains itself to others."""
     allowed = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}.get(method, "")
@@ -357,13 +362,30 @@ def _refuse_early() -> Response | None:
     """Refuse what no client of ours sends, before anything is looked up for it."""
     if len(request.environ.get("QUERY_STRING", "")) > MAX_QUERY_BYTES:
         return problem(400, "Bad Request", f"The query is longer than {MAX_QUERY_BYTES} bytes.")
+    if request.method == "OPTIONS":
+        return None
     origin = request.environ.get("HTTP_ORIGIN")
-    if origin is not None and request.method != "OPTIONS" and not _welcome(origin):
+    if origin is None:
+        _refuse_foreign()
+    elif not _welcome(origin):
         raise OriginError(
             f"Pages of {origin!r:.200} may not connect. If they are yours, add their origin to "
             "NOC_REALTIME_CORS_ORIGINS; behind a proxy, forward the Host header."
         )
     return None
+
+
+def _refuse_foreign() -> None:
+    """Refuse what pages of other sites can have a browser fetch without CORS: a picture, a frame.
+
+    :raises OriginError: for a route of `_PERSONAL` (W3C Fetch Metadata Request Headers).
+    """
+    site = request.environ.get("HTTP_SEC_FETCH_SITE")
+    if site in _FOREIGN_SITES and (request.endpoint or "").rpartition(".")[2] in _PERSONAL:
+        raise OriginError(
+            "Pages of other sites may connect only with fetch or EventSource, and if their origin "
+            "is in NOC_REALTIME_CORS_ORIGINS."
+        )
 
 
 def _welcome(origin: str) -> bool:

@@ -286,6 +286,30 @@ def test_a_page_of_another_origin_gets_nothing(site: Site, origin: str) -> None:
     assert (site.streams, site.tickets) == (0, 0)
 
 
+@pytest.mark.parametrize("site_of_it", ["cross-site", "same-site"])
+def test_a_picture_or_a_frame_on_a_page_elsewhere_gets_nothing(site: Site, site_of_it: str) -> None:
+    """Its request names no origin, and would take up a place all the same (W3C Fetch Metadata)."""
+    headers = {"Sec-Fetch-Site": site_of_it, "Sec-Fetch-Mode": "no-cors"}
+    for answer in (
+        site.client.get(STREAM, headers=headers),
+        site.client.get(site.ticket(), headers=headers),
+        site.client.get(POLL, headers=headers),
+        site.client.post(CONNECT, headers=headers),
+    ):
+        is_problem(answer, 403)
+    assert (site.streams, site.tickets) == (0, 1)
+    assert site.client.get(f"{PREFIX}/client.js", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("site_of_it", ["same-origin", "none"])
+def test_a_page_of_our_own_and_the_address_bar_may_ask(site: Site, site_of_it: str) -> None:
+    """Without an origin, as a browser sends a GET of its own site."""
+    headers = {"Sec-Fetch-Site": site_of_it}
+    assert site.client.get(POLL, headers=headers).status_code == 200
+    with site.client.get(STREAM, headers=headers) as answer:
+        assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("origin", [FRIEND, "https://WALLBOARD.example"])
 def test_a_page_of_a_listed_origin_may_connect(site: Site, origin: str) -> None:
     """With credentials, and errors are readable to it as well."""
