@@ -113,8 +113,11 @@ def stream(ticket: str | None = None) -> Response:
     remaining = _remaining(identity)
     if not process.hub.rollout.includes(identity.user_id):
         return Response(status=204, headers=_POLLING_HEADERS)
+    audience = identity.audience(_types())
+    if request.method == "HEAD":
+        return _stream_head()
     wanted = StreamRequest(
-        identity.audience(_types()),
+        audience,
         identity.user_id,
         _last_position(),
         since,
@@ -146,8 +149,13 @@ def connect() -> Response:
 
 
 def stream_by_ticket(ticket: str) -> Response:
-    """Answer as `stream` does, to whoever the ticket was issued for."""
-    return stream(ticket)
+    """Answer as `stream` does, to whoever the ticket was issued for; HEAD does not use it up."""
+    return _stream_head() if request.method == "HEAD" else stream(ticket)
+
+
+def _stream_head() -> Response:
+    # An iterator, so that no length is worked out.
+    return Response(iter(()), headers=_STREAM_HEADERS)
 
 
 def poll() -> Response:

@@ -116,6 +116,31 @@ def test_a_ticket_is_void_after_its_user_was_disconnected(site: Site) -> None:
         assert answer.status_code == 200
 
 
+def test_head_uses_up_no_ticket(site: Site) -> None:
+    """Whatever looks at links before it shows them would have it, and the browser nothing."""
+    url = site.ticket()
+    with site.client.head(url) as answer:
+        assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+    with site.client.get(url) as answer:
+        assert answer.status_code == 200
+
+
+def test_head_ends_no_stream() -> None:
+    """It asks what a GET would be answered with, and takes no place that another must give up."""
+    site = Site(NOC_REALTIME_STREAM_LIMIT="evict", NOC_REALTIME_MAX_STREAMS_PER_USER=1)
+    site.log_in()
+    with site.app.app_context(), site.client.get(STREAM) as oldest:
+        next(oldest.response)
+        with site.client.head(STREAM) as answer:
+            assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+            assert "Content-Length" not in answer.headers
+        site.realtime.emit("incident.created", 1)
+        assert b"event: incident.created" in next(oldest.response)
+    assert site.client.head(f"{STREAM}?types=;").status_code == 400
+    assert site.client.head(STREAM, headers={"Accept": "text/html"}).status_code == 406
+    assert Site().client.head(STREAM).status_code == 401
+
+
 def test_nobody_gets_neither_stream_nor_ticket_nor_events() -> None:
     """Closed by default, and with a problem, not with the app's login page."""
     site = Site()
