@@ -149,6 +149,16 @@ def test_a_cookie_needs_its_csrf_token_to_get_a_ticket() -> None:
     assert site.client.post(CONNECT, headers={"X-CSRF-TOKEN": csrf.value}).status_code == 200
 
 
+def test_a_ticket_is_good_beside_a_cookie_that_has_expired() -> None:
+    """The browser sends it along, and the ticket would be used up for nothing."""
+    site = Site(JWT_TOKEN_LOCATION=["headers", "cookies"])
+    bearer = {"Authorization": f"Bearer {site.token()}"}
+    url = site.client.post(CONNECT, headers=bearer).json["url"]
+    site.client.set_cookie("access_token_cookie", site.token(expires_delta=timedelta(seconds=-5)))
+    with site.client.get(url) as answer:
+        assert answer.status_code == 200
+
+
 def test_a_cookie_is_no_token_where_the_app_takes_none(site: Site) -> None:
     """Without its CSRF rules it would be a hole."""
     site.client.set_cookie("access_token_cookie", site.token())
