@@ -74,6 +74,7 @@ def create_blueprint(state: State) -> Blueprint:
     blueprint = Blueprint(EXTENSION, __name__, url_prefix=state.config.prefix)
     for path, method, view in _ROUTES:
         add_route(blueprint, path, method, view)
+    blueprint.before_app_request(_refuse_unmatched)
     blueprint.before_request(_refuse_early)
     blueprint.after_request(_share)
     blueprint.register_error_handler(NocRealtimeError, _explain)
@@ -372,6 +373,18 @@ def _wait() -> float:
 
 
 # What every route has in common.
+
+
+def _refuse_unmatched() -> Response | None:
+    """Answer what Flask found no route for under the prefix: it would redirect a doubled slash."""
+    error = request.routing_exception
+    if error is None or not request.path.startswith(f"{_state().config.prefix}/"):
+        return None
+    if error.code != 405:
+        return nothing()
+    if request.method in _METHODS:
+        return None  # Ours take all of them: this is an address of the app's own.
+    return problem(501, "Not Implemented", f"No address here takes {request.method}.")
 
 
 def _refuse_early() -> Response | None:

@@ -164,6 +164,32 @@ def test_no_route_ever_redirects(site: Site, method: str, path: str) -> None:
             is_problem(answer, answer.status_code)
 
 
+@pytest.mark.parametrize("path", ["//stream", "//stream?token=secret", "///", "/", "/stream//x"])
+def test_an_address_that_is_none_of_ours_is_no_redirect_either(site: Site, path: str) -> None:
+    """Flask would send whoever doubled a slash to the address without it, token and all."""
+    is_problem(site.client.get(PREFIX + path), 404)
+
+
+@pytest.mark.parametrize("method", ["TRACE", "PROPFIND", "X"])
+def test_a_method_of_no_route_is_501(site: Site, method: str) -> None:
+    """RFC 9110, section 9.1; and nothing is said of what another address takes."""
+    for path in ("/stream", "/no/where", "//stream"):
+        is_problem(site.client.open(PREFIX + path, method=method), 501)
+
+
+def test_what_matches_no_route_elsewhere_is_the_apps_own(site: Site) -> None:
+    """Its redirects and its page for a 404; also right beside the prefix, and what it has there."""
+    site.app.add_url_rule(f"{PREFIX}x/list/", "list", lambda: "a list")
+    site.app.add_url_rule(f"{PREFIX}/", "own", lambda: "its own", methods=["POST"])
+    site.app.register_error_handler(404, lambda error: ("lost", 404))
+    answer = site.client.get(f"{PREFIX}x/list")
+    assert (answer.status_code, answer.location) == (308, f"{HOME}{PREFIX}x/list/")
+    assert site.client.get(f"{PREFIX}x//stream").text == "lost"
+    assert site.client.get(PREFIX).text == "lost"
+    assert site.client.post(f"{PREFIX}/").text == "its own"
+    assert site.client.get(f"{PREFIX}/").status_code == 405
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
