@@ -454,7 +454,8 @@ def problem(status: int, title: str, detail: str) -> Response:
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if status in (429, 503):
-        response.headers["Retry-After"] = str(max(1, round(_state().config.retry)))
+        # Who came at once with others would come at once with them again.
+        response.headers["Retry-After"] = str(max(1, round(_state().process().hub.retry())))
     return response
 
 

@@ -14,6 +14,7 @@ from flask import Flask, Request, session
 
 from flask_noc_realtime import Identity, NocRealtime
 from flask_noc_realtime.audience import TypeFilter
+from tests.conftest import RedisFactory
 
 PREFIX = "/api/v1/events"
 STREAM = f"{PREFIX}/stream"
@@ -141,6 +142,23 @@ def test_head_ends_no_stream() -> None:
     assert Site().client.head(STREAM).status_code == 401
 
 
+def test_without_its_broker_nobody_gets_or_uses_a_ticket(redis_server: RedisFactory) -> None:
+    """It is said to be for now, and the ticket is still good when the broker is back."""
+    server = redis_server(appendonly=True)
+    site = Site(NOC_REALTIME_URL=server.url)
+    site.log_in()
+    url = site.ticket()
+    server.stop()
+    for answer in (site.client.post(CONNECT), site.client.get(url)):
+        is_problem(answer, 503)
+        assert answer.headers["Retry-After"] in ("2", "3", "4")
+        assert "check that it runs" in answer.json["detail"]
+    server.start()
+    with site.client.get(url) as answer:
+        assert answer.status_code == 200
+    site.app.extensions["noc_realtime"].process().close()
+
+
 def test_nobody_gets_neither_stream_nor_ticket_nor_events() -> None:
     """Closed by default, and with a problem, not with the app's login page."""
     site = Site()
@@ -203,6 +221,35 @@ def test_another_method_is_405(site: Site, method: str, path: str, allow: str) -
     answer = site.client.open(PREFIX + path, method=method)
     is_problem(answer, 405)
     assert answer.headers["Allow"] == allow
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/stream", "GET, HEAD, OPTIONS"),
+        ("/stream/x", "GET, HEAD, OPTIONS"),
+        ("/connect", "POST, OPTIONS"),
+        ("/poll", "GET, HEAD, OPTIONS"),
+        ("/client.js", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_options_tells_the_methods_to_anybody(site: Site, path: str, allow: str) -> None:
+    """Without an identity, as a preflight comes; it takes and uses up nothing."""
+    answer = site.app.test_client().options(PREFIX + path)
+    assert (answer.status_code, answer.headers["Allow"], answer.data) == (204, allow, b"")
+
+
+def test_who_is_refused_for_now_comes_back_spread_out() -> None:
+    """A herd that came at once would come at once again, after the same seconds."""
+    site = Site(NOC_REALTIME_MAX_STREAMS_PER_USER=1, NOC_REALTIME_RETRY=60)
+    site.log_in()
+    with site.client.get(STREAM):
+        answers = [site.client.get(STREAM) for _ in range(30)]
+    for answer in answers:
+        is_problem(answer, 429)
+    seconds = {int(answer.headers["Retry-After"]) for answer in answers}
+    assert len(seconds) > 5
+    assert seconds <= set(range(30, 91))
 
 
 @pytest.mark.parametrize(

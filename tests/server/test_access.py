@@ -24,6 +24,7 @@ from tests.sse_client import SSEClient
 APP = "tests.server.transport_apps:create_app()"
 LEASE = 2.0
 PROMPT = 1.0
+SOON = ("2", "3", "4")
 
 
 class Cluster:
@@ -113,7 +114,8 @@ def test_the_fourth_stream_is_refused_whichever_worker_it_reaches(cluster: Clust
         cluster.live_on(worker, "7")
     for worker in (one, other):
         refused = cluster.ask_worker(worker, "7")
-        assert (refused.status, refused.headers["retry-after"]) == (429, "3")
+        assert refused.status == 429
+        assert refused.headers["retry-after"] in SOON
         assert refused.headers["content-type"] == "application/problem+json"
         assert "3 streams" in refused.problem()["detail"]
     cluster.live("8")
@@ -298,7 +300,8 @@ def test_a_worker_that_is_full_says_so(cluster: Cluster) -> None:
     for worker in (one, one, other, other):
         cluster.live_on(worker, str(worker))
     refused = cluster.stream("9")
-    assert (refused.status, refused.headers["retry-after"]) == (503, "3")
+    assert refused.status == 503
+    assert refused.headers["retry-after"] in SOON
     assert "2 streams" in refused.problem()["detail"]
 
 
