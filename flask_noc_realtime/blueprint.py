@@ -30,7 +30,7 @@ from .errors import (
     ReplayError,
 )
 from .rollout import POLLING
-from .transport import StreamRequest
+from .transport import Caller, StreamRequest
 
 if TYPE_CHECKING:
     from .extension import State
@@ -174,7 +174,8 @@ def poll() -> Response:
     wanted = StreamRequest(
         identity.audience(_types()), identity.user_id, _position_argument("after"), since
     )
-    answer = polling.poll(process.portable, wanted, wait)
+    with process.long_polls.admit(identity.user_id, wait) as patience:
+        answer = polling.poll(process.portable, wanted, patience, Caller(request.environ))
     streams = process.hub.rollout.includes(identity.user_id)
     body = answer.body(state.config.poll_interval, streams)
     response = Response(body, mimetype="application/json")

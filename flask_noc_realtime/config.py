@@ -50,6 +50,8 @@ class Config:
         reconnect, so that a load balancer can spread the load anew; 0 is for ever.
     :ivar max_streams_per_user: streams of one user on all workers; 0 is any number.
     :ivar max_streams: streams of one worker; 0 is any number.
+    :ivar max_long_polls: polls that wait in one worker; another is answered at once; 0 is any
+        number.
     :ivar stream_limit: what a user's stream too many does: ``reject`` answers it with 429,
         ``evict`` ends the oldest.
     :ivar lease: seconds until the streams of a killed worker no longer count.
@@ -95,6 +97,7 @@ class Config:
     stream_lifetime: float = 0.0
     max_streams_per_user: int = 3
     max_streams: int = 0
+    max_long_polls: int = 100
     stream_limit: str = "reject"
     lease: float = 10.0
     ticket_ttl: float = 30.0
@@ -209,6 +212,7 @@ _LEAST = {
     "stream_lifetime": 0.0,
     "max_streams_per_user": 0,
     "max_streams": 0,
+    "max_long_polls": 0,
     "lease": 1.0,
     "ticket_ttl": 1.0,
     "poll_interval": 0.1,

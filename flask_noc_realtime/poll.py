@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from .frame import unframe
-from .transport import StreamRequest
+from .transport import Caller, StreamRequest
 from .transport.portable import Portable
 
 _BODY_LIMIT = 256 * 1024
+_CALLER_CHECK = 1.0
 
 
 class Answer(NamedTuple):
@@ -46,10 +51,50 @@ class Answer(NamedTuple):
         return b'{"events":[%b],%b' % (events, json.dumps(rest).encode()[1:])
 
 
-def poll(portable: Portable, request: StreamRequest, wait: float) -> Answer:
+class LongPolls:
+    """Counts the polls that wait in one process: each holds a thread or greenlet of the server.
+
+    :param per_user: polls of one user at most; 0 is any number.
+    :param per_worker: polls of all users at most; 0 is any number.
+    """
+
+    def __init__(self, per_user: int, per_worker: int) -> None:
+        self._per_user = per_user
+        self._per_worker = per_worker
+        self._lock = threading.Lock()
+        self._users: Counter[str | None] = Counter()
+
+    @contextmanager
+    def admit(self, user_id: str | None, wait: float) -> Iterator[float]:
+        """Give the seconds a poll may wait, *wait* or none, and count it in the block."""
+        admitted = wait > 0 and self._enter(user_id)
+        try:
+            yield wait if admitted else 0.0
+        finally:
+            if admitted:
+                self._leave(user_id)
+
+    def _enter(self, user_id: str | None) -> bool:
+        with self._lock:
+            if self._per_worker and self._users.total() >= self._per_worker:
+                return False
+            if user_id is not None and 0 < self._per_user <= self._users[user_id]:
+                return False
+            self._users[user_id] += 1
+            return True
+
+    def _leave(self, user_id: str | None) -> None:
+        with self._lock:
+            self._users[user_id] -= 1
+            if not self._users[user_id]:
+                del self._users[user_id]
+
+
+def poll(portable: Portable, request: StreamRequest, wait: float, caller: Caller) -> Answer:
     """Return what follows the client's position, waiting up to *wait* seconds for it."""
     hub = portable.hub
-    deadline = time.monotonic() + wait
+    now = time.monotonic()
+    deadline, check = now + wait, now + _CALLER_CHECK
     ordinal = hub.locate(request.last_position)
     if ordinal is None:
         return Answer(b"", hub.position, "unknown-position")
@@ -64,9 +109,13 @@ def poll(portable: Portable, request: StreamRequest, wait: float) -> Answer:
             # The next request learns what the client may see now.
             return Answer(b"".join(bodies), position or request.last_position or reached, more=True)
         if batch.end == ordinal:
-            if bodies or hub.closing.is_set() or time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= check:
+                check = now + _CALLER_CHECK
+                deadline = deadline if caller.waits() else now
+            if bodies or hub.closing.is_set() or now >= deadline:
                 return Answer(b"".join(bodies), reached)
-            portable.wait(ordinal, deadline)
+            portable.wait(ordinal, min(deadline, check))
         if batch.body:
             bodies.append(batch.body)
             room -= len(batch.body)

@@ -22,6 +22,7 @@ from .generation import Generations
 from .health import Health, Probe
 from .hub import Hub
 from .lease import Leases
+from .poll import LongPolls
 from .shelf import Shelf
 from .transport import StreamRequest, gunicorn_worker
 from .transport.portable import Portable, PortableStream
@@ -68,6 +69,7 @@ class Process:
         )
         self.take: Combine[str, bytes | None] = Combine(self.broker.take)
         self.portable = Portable(self.hub, self.leases)
+        self.long_polls = LongPolls(config.max_streams_per_user, config.max_long_polls)
         self.lease_seconds = config.lease
         self.probe = Probe(self.broker.ping)
         self.relays: list[Closable] = []

@@ -7,12 +7,16 @@ needs gunicorn's stock gevent worker, and keeps a file descriptor and a few hund
 from __future__ import annotations
 
 import math
+import select
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from ..audience import Audience
+
+_POLLRDHUP = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere a closed socket shows later.
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,38 @@ class StreamRequest:
         if self.expires_at is not None:
             ends.append((self.expires_at, "expired"))
         return min(ends)
+
+
+class Caller:
+    """Who waits for the answer to a request, as far as its server shows it."""
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        self._worker = gunicorn_worker()
+        self._socket = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+
+    def waits(self) -> bool:
+        """Tell whether the client is still there, and the worker that is to answer it stays."""
+        if self._worker is not None and not self._worker.alive:
+            return False
+        return self._socket is None or not _hung_up(self._socket.fileno())
+
+
+def _hung_up(fd: int) -> bool:
+    """Tell whether the other end has closed, without reading what it may have sent before."""
+    try:
+        poll = unpatched("select", "poll")()
+    except AttributeError:
+        return False  # Windows has none, and eventlet takes it away.
+    poll.register(fd, _POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def unpatched(module: str, name: str) -> Any:
+    """Return what gevent, where it is used, put a version of its own in the place of."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return getattr(sys.modules[module], name)
+    return monkey.get_original(module, name)
 
 
 def server_frame(module: str, function: str) -> FrameType | None:

@@ -21,7 +21,7 @@ from ..cursor import Batch
 from ..frame import LAST_CHUNK, chunk
 from ..hub import SPREAD, Hub, Opening
 from ..wheel import Wheel
-from . import StreamRequest, gunicorn_response
+from . import StreamRequest, gunicorn_response, unpatched
 from .portable import Portable, PortableStream
 
 SLICE = 0.001
@@ -145,9 +145,9 @@ class Pump:
         self._sweeping = False
         self._behind = False
         self._deadline = 0.0
-        self._epoll = _unpatched("select", "epoll")()
+        self._epoll = unpatched("select", "epoll")()
         # An epoll object closes its fd when it goes, and must not take the loop's with it.
-        self.loop_epoll = _unpatched("select", "epoll").fromfd(os.dup(self._loop.fileno()))
+        self.loop_epoll = unpatched("select", "epoll").fromfd(os.dup(self._loop.fileno()))
         self.sink = _closed_socket()
         self._ready = self._loop.io(self._epoll.fileno(), 1, ref=False)
         self._ready.start(self._on_ready)
@@ -604,10 +604,6 @@ def _closed_socket() -> _socket.socket:
     theirs.close()
     ours.setblocking(False)
     return ours
-
-
-def _unpatched(module: str, name: str) -> Any:
-    return sys.modules["gevent"].monkey.get_original(module, name)
 
 
 def _stop() -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -411,3 +412,54 @@ def test_a_poll_of_what_did_not_change_is_304(cluster: Cluster) -> None:
         return bool(poll(cluster, query, **{"If-None-Match": etag}).status == 200)
 
     wait_until(changed, PROMPT, "both workers know the event")
+
+
+class Polled:
+    """One worker, and sockets that ask it for long polls."""
+
+    def __init__(self, server: GunicornServer, stack: ExitStack) -> None:
+        self.server = server
+        self.site = Site(server.address)
+        self._stack = stack
+
+    def ask(self, seconds: int = 25) -> socket.socket:
+        """Return the connection of a poll of user 7 that may wait for *seconds*."""
+        after = self.site.ask("GET", "/state").headers["X-Noc-Position"]
+        client = socket.create_connection(self.site.address, timeout=20)  # type: ignore[arg-type]
+        self._stack.callback(client.close)
+        head = f"GET /api/v1/events/poll?after={after}&wait={seconds} HTTP/1.1"
+        client.sendall(f"{head}\r\nHost: localhost\r\nX-User: 7\r\n\r\n".encode())
+        return client
+
+    def waits(self, count: int) -> None:
+        """Wait until *count* polls do."""
+        wait_until(lambda: self.site.state()["waiting"] == count, 10, f"{count} polls wait")
+
+
+@pytest.fixture(params=[("gevent", "--worker-connections"), ("gthread", "--threads")], ids=str)
+def polled(request: pytest.FixtureRequest, gunicorn: GunicornFactory) -> Iterator[Polled]:
+    """Return a worker that can answer eight at a time, three of them long polls of one user."""
+    worker_class, option = request.param
+    env = {"NOC_REALTIME_MAX_STREAMS_PER_USER": "3"}
+    server = gunicorn(APP, worker_class=worker_class, args=[option, "8"], env=env)
+    with ExitStack() as stack:
+        yield Polled(server, stack)
+
+
+def test_long_polls_hold_up_nobody_and_end_with_their_clients_and_their_worker(
+    polled: Polled,
+) -> None:
+    """One user asks for more than the server has threads; who has gone holds none, and no exit."""
+    clients = [polled.ask() for _ in range(12)]
+    polled.waits(3)
+    for client in clients:
+        client.close()
+    begun = time.monotonic()
+    polled.waits(0)
+    assert time.monotonic() - begun < 10
+    client = polled.ask()
+    polled.waits(1)
+    begun = time.monotonic()
+    assert polled.server.stop() == 0
+    assert time.monotonic() - begun < 10
+    assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")

@@ -101,5 +101,6 @@ def state() -> Any:
         pid=os.getpid(),
         detached=pump.streams if pump is not None else 0,
         portable=process.portable.streams,
+        waiting=process.portable.waiting,
         files=len(os.listdir("/proc/self/fd")),
     )
