@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
@@ -75,6 +76,11 @@ def sees(who: Who, event: Emitted) -> bool:
     if event.user_id is not None and event.user_id != who.user_id:
         return False
     return not who.filter or any(fnmatchcase(event.type, part) for part in who.filter.split(","))
+
+
+def shown(answer: Any) -> list[tuple[str, int]]:
+    """Return the positions and numbers of the events in the answer to a poll."""
+    return [(event["id"], event["data"]["n"]) for event in answer["events"]]
 
 
 @dataclass
@@ -188,22 +194,19 @@ class Access(RuleBasedStateMachine):
     def poll(self, user: str, filter: str, back: int) -> None:
         """Ask again and again until the newest position is reached."""
         who = Who(user, self.rights[user], filter)
-        start = at = max(1, len(self.emitted) - back)
-        given: list[tuple[str, int]] = []
+        start = max(1, len(self.emitted) - back)
+        self._poll_on(who, start, start, [])
 
-        def reached() -> bool:
-            nonlocal at
-            query = f"after={self.emitted[at - 1].position}&types={who.filter}"
-            headers = {"X-User": who.user_id, "X-Permissions": who.rights}
-            reply: Any = self.site.ask("GET", f"/api/v1/events/poll?{query}", headers=headers)
-            answer = json.loads(reply.text)
-            assert (reply.status, answer["reset"]) == (200, None), answer
-            given.extend((e["id"], e["data"]["n"]) for e in answer["events"])
-            at = self.index[answer["position"]]
-            return at == len(self.emitted)
-
-        wait_until(reached, TIMEOUT, "the poll reaches the newest event")
-        self._compare(who, start, at, given)
+    @rule(user=users, filter=filters, batch=batches)
+    def long_poll(self, user: str, filter: str, batch: Sequence[dict[str, Any]]) -> None:
+        """Wait for what has not been emitted yet."""
+        who = Who(user, self.rights[user], filter)
+        start = len(self.emitted)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(self._poll, who, start, wait=TIMEOUT)
+            self.emit([*batch, *MARKERS])
+            answer = asked.result(2 * TIMEOUT)
+        self._poll_on(who, start, self.index[answer["position"]], shown(answer))
 
     @rule()
     def settle(self) -> None:
@@ -216,6 +219,25 @@ class Access(RuleBasedStateMachine):
             self._check(session)
 
     # How it is done.
+
+    def _poll(self, who: Who, at: int, wait: float = 0.0) -> Any:
+        query = f"after={self.emitted[at - 1].position}&types={who.filter}&wait={wait}"
+        headers = {"X-User": who.user_id, "X-Permissions": who.rights}
+        reply: Any = self.site.ask("GET", f"/api/v1/events/poll?{query}", headers=headers)
+        answer = json.loads(reply.text)
+        assert (reply.status, answer["reset"]) == (200, None), answer
+        return answer
+
+    def _poll_on(self, who: Who, start: int, at: int, given: list[tuple[str, int]]) -> None:
+        def reached() -> bool:
+            nonlocal at
+            answer = self._poll(who, at)
+            given.extend(shown(answer))
+            at = self.index[answer["position"]]
+            return at == len(self.emitted)
+
+        wait_until(reached, TIMEOUT, "the poll reaches the newest event")
+        self._compare(who, start, at, given)
 
     def _numbered(self, batch: Sequence[dict[str, Any]], skip: int = 0) -> list[dict[str, Any]]:
         first = len(self.emitted) + skip

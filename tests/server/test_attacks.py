@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from flask_noc_realtime import Emitter
 from tests.conftest import GunicornFactory, RedisFactory
 from tests.gunicorn_server import GunicornServer
 from tests.server.client import Site
@@ -171,6 +172,32 @@ def test_slow_clients_hold_up_nobody(target: Target) -> None:
         answer: Any = target.site.ask("POST", f"{PREFIX}/connect", headers={"X-User": "8"})
         assert answer.status == 200
         target.serves_on()
+
+
+def test_slow_clients_that_hold_every_connection_end_no_stream(
+    gunicorn: GunicornFactory, redis_server: RedisFactory
+) -> None:
+    """Gunicorn sets them no time, and new requests wait; a detached stream needs none of these."""
+    url = redis_server().url
+    server = gunicorn(APP, args=["--worker-connections", "10"], env={"NOC_REALTIME_URL": url})
+    with ExitStack() as stack:
+        target = Target(server, stack)
+        emitter = Emitter(url)
+        stack.callback(emitter.close)
+        slow = [target.connection() for _ in range(20)]
+        for sock in slow:
+            sock.sendall(request(f"{PREFIX}/connect".encode(), method=b"POST")[:20])
+        late = target.connection()
+        late.sendall(request(b"/state"))
+        late.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            late.recv(1)
+        emitter.emit("log.added", {"n": 1})
+        assert target.operator.next_event(TIMEOUT).json["data"] == {"n": 1}
+        for sock in slow:
+            sock.close()
+        late.settimeout(TIMEOUT)
+        assert late.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_streams_of_many_filters_leave_nothing_behind(target: Target) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,24 @@ def test_a_client_that_goes_is_gone_from_the_worker_too(
     for client in clients:
         client.close()
     wait_until(lambda: detached(server) == 0, 5, "the worker notices")
+
+
+def test_clients_that_are_slow_to_ask_stay_in_the_proxy(
+    gunicorn: GunicornFactory, tmp_path: Path
+) -> None:
+    """It passes on whole requests only; without it they would hold every connection there is."""
+    nginx = Nginx(gunicorn(APP, args=["--worker-connections", "5"]), tmp_path / "nginx")
+    head = b"POST /api/v1/events/connect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+    with ExitStack() as stack:
+        stack.callback(nginx.stop)
+        for number in range(100):
+            slow = stack.enter_context(socket.create_connection(nginx.address))
+            slow.sendall(head if number % 2 else head[:30])
+        client = stack.enter_context(SSEClient(nginx.address))
+        assert client.next_event().type == "stream.open"
+        for _ in range(20):
+            with urllib.request.urlopen("http://{}:{}/pid".format(*nginx.address), timeout=10):
+                pass
 
 
 def test_a_goodbye_passes(server: GunicornServer, nginx: Nginx) -> None:
