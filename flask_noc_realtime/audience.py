@@ -37,6 +37,8 @@ class TypeFilter:
 
         :raises ParameterError: for anything else, and for more than MAX_PATTERNS patterns.
         """
+        if not text:
+            return cls()
         if len(text) > MAX_FILTER_LENGTH:
             raise ParameterError(f"types is longer than {MAX_FILTER_LENGTH} characters")
         patterns = {part.strip(" ") for part in text.split(",")} - {""}

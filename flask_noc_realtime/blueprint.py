@@ -390,44 +390,38 @@ def _refuse_unmatched() -> Response | None:
 
 def _refuse_early() -> Response | None:
     """Refuse what no client of ours sends, before anything is looked up for it."""
-    if len(request.environ.get("QUERY_STRING", "")) > MAX_QUERY_BYTES:
+    environ = request.environ
+    if len(environ.get("QUERY_STRING", "")) > MAX_QUERY_BYTES:
         return problem(400, "Bad Request", f"The query is longer than {MAX_QUERY_BYTES} bytes.")
-    if request.method == "OPTIONS":
-        return None
-    origin = request.environ.get("HTTP_ORIGIN")
+    if request.method != "OPTIONS":
+        _check_origin(environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE"))
+    return None
+
+
+def _check_origin(origin: str | None, site: str | None) -> None:
+    """Refuse what a page has a browser send that may not connect with its user's cookies.
+
+    Without this, any page could take up a user's streams, although it cannot read them.
+
+    :param site: how the page's site relates to ours, on https and localhost (W3C Fetch Metadata).
+    :raises OriginError: when the page is not ours, and of none of the listed origins.
+    """
     if origin is None:
-        _refuse_foreign()
-    elif not _welcome(origin):
+        # Pictures, frames and links come without; so do the requests of our own pages.
+        if site in _FOREIGN_SITES and (request.endpoint or "").rpartition(".")[2] in _PERSONAL:
+            raise OriginError(
+                "Pages of other sites may connect only with fetch or EventSource, and if their "
+                "origin is in NOC_REALTIME_CORS_ORIGINS."
+            )
+        return
+    if origin.lower() in _state().config.cors_origins:
+        return
+    # A browser sets it itself; pages cannot.
+    if not (site == "same-origin" if site else origin.endswith(f"://{request.host}")):
         raise OriginError(
             f"Pages of {origin!r:.200} may not connect. If they are yours, add their origin to "
             "NOC_REALTIME_CORS_ORIGINS; behind a proxy, forward the Host header."
         )
-    return None
-
-
-def _refuse_foreign() -> None:
-    """Refuse what pages of other sites can have a browser fetch without CORS: a picture, a frame.
-
-    :raises OriginError: for a route of `_PERSONAL` (W3C Fetch Metadata Request Headers).
-    """
-    site = request.environ.get("HTTP_SEC_FETCH_SITE")
-    if site in _FOREIGN_SITES and (request.endpoint or "").rpartition(".")[2] in _PERSONAL:
-        raise OriginError(
-            "Pages of other sites may connect only with fetch or EventSource, and if their origin "
-            "is in NOC_REALTIME_CORS_ORIGINS."
-        )
-
-
-def _welcome(origin: str) -> bool:
-    """Tell whether a page of *origin* may connect with its user's cookies.
-
-    Without this, any page could take up a user's streams, although it cannot read them.
-    """
-    if origin.lower() in _state().config.cors_origins:
-        return True
-    # A browser sets it itself, on https and localhost; pages cannot.
-    site = request.headers.get("Sec-Fetch-Site")
-    return site == "same-origin" if site else origin.endswith(f"://{request.host}")
 
 
 def _share(response: Response) -> Response:

@@ -230,6 +230,8 @@ def test_another_method_is_405(site: Site, method: str, path: str, allow: str) -
         ("/stream/x", "GET, HEAD, OPTIONS"),
         ("/connect", "POST, OPTIONS"),
         ("/poll", "GET, HEAD, OPTIONS"),
+        ("/config", "GET, HEAD, OPTIONS"),
+        ("/health", "GET, HEAD, OPTIONS"),
         ("/client.js", "GET, HEAD, OPTIONS"),
     ],
 )
