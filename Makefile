@@ -1,17 +1,19 @@
 # make test [STRICT=1] [ARGS=...]      run every test, or those of ARGS; STRICT=1 fails
 #                                      where a tool is missing instead of skipping
 # make demo [REDIS_URL=...] [PORT=...] serve the demo; with Redis, from four workers
+# make client [STATIC=...]             build the browser's scripts from static/src, to be committed
 # make lint | docs | build | installed | load | clean
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+STATIC ?= flask_noc_realtime/static
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo lint docs build installed load clean
+.PHONY: help test demo client lint docs build installed load clean
 
 help:
 	@sed -n 's/^# //p; /^$$/q' Makefile
@@ -32,6 +34,20 @@ endif
 
 demo: $(VENV)/.demo
 	@exec $(RUN) -m demo_app
+
+# The build is named by its sources: tabs that run different ones share no stream.
+client: SRC := flask_noc_realtime/static/src
+client: | $(RUN)
+	packages=$$($(RUN) -m tests.npm) && \
+	build=$$(cat $(SRC)/*.js | sha256sum | cut -c1-8) && \
+	esbuild() { \
+	  "$$packages"/node_modules/.bin/esbuild "$$@" --bundle --minify --target=es2022 \
+	    --define:NOC_REALTIME_BUILD="'$$build'" --log-level=warning \
+	    '--banner:js=// Built by `make client`; the source is in static/src.'; \
+	} && \
+	esbuild $(SRC)/module.js --format=esm --outfile=$(STATIC)/noc-realtime.js && \
+	esbuild $(SRC)/classic.js --format=iife --global-name=NocRealtime \
+	  --outfile=$(STATIC)/noc-realtime.classic.js
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from importlib.resources import files
 
 ASSETS = {
     "client.js": "noc-realtime.js",
+    "client.classic.js": "noc-realtime.classic.js",
     "client-page.js": "noc-realtime-page.js",
     "client-react.js": "noc-realtime-react.js",
 }

@@ -73,3 +73,7 @@ def bundle(home: Path, source: str, *options: str) -> str:
     """
     command = [str(home / "node_modules" / ".bin" / "esbuild"), *_BUNDLE, *options]
     return run(command, home, source, NODE_PATH=str(home / "node_modules"))
+
+
+if __name__ == "__main__":
+    print(install("npm"))

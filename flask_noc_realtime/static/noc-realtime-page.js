@@ -14,17 +14,7 @@ async function begin() {
   if (begun) return;
   begun = true;
   const { connect } = await import(client);
-  const dispatch = (name, detail) =>
-    document.body.dispatchEvent(new CustomEvent(`noc:${name}`, { bubbles: true, detail }));
-  const stream = connect({
-    url,
-    since,
-    types,
-    onState: (state) => dispatch("state", state),
-    onGap: (gap) => dispatch("gap", gap),
-  });
-  stream.on("*", (_, event) => dispatch(event.type, event));
-  window.nocRealtime = stream;
+  window.nocRealtime = connect({ url, since, types, dom: document.body });
 }
 
 // The page's own scripts come first: an event before they listen would be lost.

@@ -136,8 +136,9 @@ class MountedStream {
 
   constructor(since) {
     const state = { name: "connecting", attempt: 0, reason: null, since: Date.now() };
-    const heard = { delivered: 0, gaps: 0, heardAt: null, lastEventAt: null };
-    const first = { ...state, position: since ?? null, ...heard };
+    const heard = { delivered: 0, gaps: 0, heardAt: null, lastEventAt: null, lastEventAge: null };
+    const shared = { tabs: 1, streams: 0, way: "own" };
+    const first = { ...state, position: since ?? null, ...heard, ...shared };
     this.#stream = { on: () => () => {}, snapshot: () => first, close() {} };
   }
 

@@ -36,22 +36,50 @@ export interface Snapshot extends State {
   /** When the server was heard last, events and heartbeats alike. */
   heardAt: number | null;
   lastEventAt: number | null;
+  /** Milliseconds since the last event. */
+  lastEventAge: number | null;
+  /** Tabs of this browser that share the stream, this one included. */
+  tabs: number;
+  /** Streams they have open at the server: one while live, else none. */
+  streams: number;
+  /** How the stream is shared: in a shared worker, by a tab that holds a lock, or not. */
+  way: "worker" | "locks" | "own";
 }
 
+export interface Gap {
+  reason: string;
+  /** Where it goes on. */
+  position: string;
+}
+
+export interface Asked {
+  /** The last one was not accepted. */
+  refresh: boolean;
+  /** Aborted when the stream is closed. */
+  signal: AbortSignal;
+}
+
+type Promised<T> = T | Promise<T>;
+
 export interface Options {
-  /** The prefix of the blueprint; "/api/v1/events" by default. */
+  /** The prefix of the blueprint; where the script was served from by default. */
   url?: string;
   /** The position the page was computed at: nothing after it is missed. */
   since?: string | null;
   /** Event types and patterns such as "incident.*"; all by default. */
   types?: string | string[];
-  /** A token, or what returns one; `refresh` is set when the last one was not accepted. */
-  token?: string | ((asked: { refresh: boolean }) => string | Promise<string>);
+  /** A token, or what returns one. */
+  token?: string | null | ((asked: Asked) => Promised<string | null | undefined>);
   /** Returns what `POST connect` answered, anew for each connection. */
-  ticket?: (asked: {
-    refresh: boolean;
-    signal: AbortSignal;
-  }) => Promise<string | { url: string }> | string | { url: string };
+  ticket?: ((asked: Asked) => Promised<string | { url: string }>) | null;
+  /**
+   * Whether tabs with the same url, types and user have one stream together; "auto" by default.
+   * Users are told apart by their tokens, and by the name that is given here instead. With tickets
+   * "auto" shares nothing, and `true` says that all tabs are of one user.
+   */
+  share?: boolean | "auto" | (string & {});
+  /** Dispatch `noc:<type>`, `noc:state` and `noc:gap` on the document, or on what is given. */
+  dom?: boolean | EventTarget | null;
   /** "include" sends cookies to another origin; "same-origin" by default. */
   credentials?: RequestCredentials;
   /** Milliseconds until a connection must have begun to tell; 10,000 by default. */
@@ -60,13 +88,13 @@ export interface Options {
   maxDelay?: number;
   onState?: (state: State) => void;
   /** Events are missing: fetch the data again. */
-  onGap?: (gap: { reason: string; position: string }) => void;
+  onGap?: (gap: Gap) => void;
 }
 
 export interface Stream {
   /** Call a handler for a type, a pattern such as "incident.*", or "*"; returns how to stop. */
   on<Data = any>(type: string, handler: (data: Data, event: NocEvent<Data>) => void): () => void;
-  /** Call a listener whenever the state or the number of gaps has changed; returns how to stop. */
+  /** Call a listener at the first position, and whenever the state, the gaps or the tabs have changed. */
   subscribe(listener: () => void): () => void;
   snapshot(): Snapshot;
   close(): void;
@@ -81,4 +109,14 @@ export class EventParser {
     retry?: (milliseconds: number) => void,
   );
   feed(text: string): void;
+}
+
+declare global {
+  /** What client.classic.js sets. */
+  const NocRealtime: { connect: typeof connect; EventParser: typeof EventParser };
+
+  interface DocumentEventMap {
+    "noc:state": CustomEvent<State>;
+    "noc:gap": CustomEvent<Gap>;
+  }
 }

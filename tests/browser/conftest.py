@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from tests import npm
+from tests.browser.network import ENV, NAME, TIMEOUT, Network
 from tests.browser.react import ReactPage, vendor
 from tests.conftest import missing, require
+from tests.faults import FaultProxy
 from tests.gunicorn_server import GunicornServer
+from tests.processes import wait_until
+from tests.server.client import Site
 
 FLAGS = (
     "--no-sandbox",
@@ -22,10 +26,11 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {NAME} 127.0.0.1",
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Return Debian's Chromium."""
     chromium = require("chromium")
@@ -54,6 +59,7 @@ def new_page(browser: Any) -> Iterator[Any]:
     page.on("console", lambda message: page.problems.append(message.text))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     yield page
+    page.unroute_all(behavior="ignoreErrors")
     context.close()
 
 
@@ -63,6 +69,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornServer]:
     server = GunicornServer("tests.server.pages:create()", tmp_path_factory.mktemp("pages"))
     try:
         yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="package")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Return a running app that emits on request; each test sees only what it emits itself."""
+    server = GunicornServer(
+        "tests.server.apps:create()", tmp_path_factory.mktemp("gunicorn"), env=ENV
+    )
+    try:
+        server.start()
+        yield Site(server.address)
     finally:
         server.close()
 
@@ -92,3 +111,14 @@ def react(module_react_page: ReactPage) -> Iterator[ReactPage]:
     module_react_page.begin()
     yield module_react_page
     module_react_page.end()
+
+
+@pytest.fixture
+def network(page: Any, site: Site) -> Iterator[Network]:
+    """Return a page over a proxy that passes everything on, so far."""
+    assert isinstance(site.address, tuple)
+    with FaultProxy(site.address) as proxy:
+        page.goto(proxy.url + "/snapshot")
+        network = Network(page, site, proxy)
+        wait_until(lambda: network.streams == 0, TIMEOUT, "the streams of the last test are gone")
+        yield network

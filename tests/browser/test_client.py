@@ -2,148 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.conftest import GunicornFactory
-from tests.faults import FaultProxy
+from tests.browser.network import TIMEOUT, Network
 from tests.processes import wait_until
-from tests.server.client import Site
 
 pytestmark = pytest.mark.browser
-
-TIMEOUT = 20.0
-ENV = {
-    "NOC_REALTIME_HEARTBEAT": "0.4",
-    "NOC_REALTIME_RETRY": "0.2",
-    "NOC_REALTIME_POLL_INTERVAL": "0.1",
-}
-
-CONNECT = """async (options) => {
-  const { connect } = await import("/api/v1/events/client.js");
-  window.numbers = [];
-  window.states = [];
-  window.lost = [];
-  window.stream = connect({
-    openTimeout: 1000,
-    maxDelay: 400,
-    ...options,
-    onState: ({ name }) => states.push(name),
-    onGap: ({ reason }) => lost.push(reason),
-  });
-  stream.on("log.added", ({ n }) => numbers.push(n));
-}"""
-
-PARSE = """async ([pieces]) => {
-  const { EventParser } = await import("/api/v1/events/client.js");
-  const events = [], retries = [];
-  const parser = new EventParser((event) => events.push(event), (retry) => retries.push(retry));
-  for (const piece of pieces) parser.feed(piece);
-  return { events: events.map(({ type, data, id }) => [type, data, id]), retries };
-}"""
-
-
-class Network:
-    """A server, the way to it, and a browser's page that was loaded over that way."""
-
-    def __init__(self, page: Any, site: Site, proxy: FaultProxy) -> None:
-        self.page = page
-        self.site = site
-        self.proxy = proxy
-        self.emitted = 0
-
-    def connect(self, **options: Any) -> None:
-        """Open a stream in the page."""
-        self.page.evaluate(CONNECT, options)
-
-    def emit(self, count: int = 5) -> None:
-        """Emit numbered events, not through the proxy."""
-        self.site.ask("GET", f"/emit?first={self.emitted}&count={count}")
-        self.emitted += count
-
-    def wait_for_state(self, *names: str) -> None:
-        """Wait until the page shows one of the states."""
-        self.page.wait_for_function(
-            "(names) => names.includes(stream.snapshot().name)", arg=list(names)
-        )
-
-    def wait_for_all(self) -> None:
-        """Wait until the page has every event, and see each there once, in order."""
-        self.page.wait_for_function("(count) => numbers.length >= count", arg=self.emitted)
-        assert self.page.evaluate("numbers") == list(range(self.emitted))
-
-    @property
-    def streams(self) -> int:
-        """How many streams the server has."""
-        answer: Any = self.site.ask("GET", "/streams")
-        return int(json.loads(answer.text)["detached"])
-
-    @property
-    def states(self) -> list[str]:
-        """The states the page showed, one after the other."""
-        seen: list[str] = self.page.evaluate("states")
-        return [name for i, name in enumerate(seen) if i == 0 or seen[i - 1] != name]
-
-
-@pytest.fixture
-def network(page: Any, gunicorn: GunicornFactory) -> Iterator[Network]:
-    """Return a page over a proxy that passes everything on, so far."""
-    server = gunicorn("tests.server.apps:create()", env=ENV)
-    assert isinstance(server.address, tuple)
-    with FaultProxy(server.address) as proxy:
-        page.goto(proxy.url + "/snapshot")
-        yield Network(page, Site(server.address), proxy)
-
-
-# Reading a stream. The cases are those of the specification's rules, one by one.
-
-CASES: list[tuple[str, str, list[tuple[str, str, str]]]] = [
-    ("one line", "data: a\n\n", [("message", "a", "")]),
-    ("several lines", "data: a\ndata: b\n\n", [("message", "a\nb", "")]),
-    ("no space after the colon", "data:a\n\n", [("message", "a", "")]),
-    ("one space is taken away", "data:  a\n\n", [("message", " a", "")]),
-    ("a tab is not", "data:\ta\n\n", [("message", "\ta", "")]),
-    ("CRLF", "data: a\r\ndata: b\r\n\r\n", [("message", "a\nb", "")]),
-    ("CR", "data: a\rdata: b\r\r\n", [("message", "a\nb", "")]),
-    ("all line ends at once", "data: a\rdata: b\ndata: c\r\n\n", [("message", "a\nb\nc", "")]),
-    ("no other line ends", "data: a\u2028\x0c\x85b\n\n", [("message", "a\u2028\x0c\x85b", "")]),
-    ("no data is no event", "event: x\nid: 1\n\ndata: a\n\n", [("message", "a", "1")]),
-    ("empty data is one", "data\n\ndata:\n\n", [("message", "", ""), ("message", "", "")]),
-    ("two empty lines of data", "data\ndata\n\n", [("message", "\n", "")]),
-    ("an event that does not end", "data: a\n\ndata: b\n", [("message", "a", "")]),
-    ("a comment", ": a\n:\ndata: b\n\n", [("message", "b", "")]),
-    ("a type", "event: x\ndata: a\n\ndata: b\n\n", [("x", "a", ""), ("message", "b", "")]),
-    ("the last type counts", "event: x\nevent: y\ndata: a\n\n", [("y", "a", "")]),
-    ("an empty type is none", "event: x\nevent\ndata: a\n\n", [("message", "a", "")]),
-    ("an id stays", "id: 1\n\ndata: a\n\n", [("message", "a", "1")]),
-    ("an empty id is one", "id: 1\n\nid\ndata: a\n\n", [("message", "a", "")]),
-    ("an id with NUL is none", "id: 1\nid: 2\x002\ndata: a\n\n", [("message", "a", "1")]),
-    ("names are case-sensitive", "Data: a\nDATA: b\n data: c\ndata: d\n\n", [("message", "d", "")]),
-    ("unknown names are ignored", "datas: a\nfoo\ndata: b\n\n", [("message", "b", "")]),
-    ("a leading mark", "\ufeffdata: a\n\n", [("message", "a", "")]),
-    ("one leading mark only", "\ufeff\ufeffdata: a\n\ndata: b\n\n", [("message", "b", "")]),
-    ("a mark amid", "data: a\n\n\ufeffdata: b\n\n", [("message", "a", "")]),
-    ("a colon in the value", "data: a: b\n\n", [("message", "a: b", "")]),
-    ("beyond the basic plane", "data: \U0001f6a8\n\n", [("message", "\U0001f6a8", "")]),
-]  # fmt: skip
-
-
-def test_a_stream_is_read_by_the_rules_of_the_specification(network: Network) -> None:
-    """WHATWG HTML, section 9.2.6, whole, letter by letter, and cut anywhere."""
-    for name, text, events in CASES:
-        cuts = [[text[:at], text[at:]] for at in range(len(text) + 1)]
-        for pieces in ([text], list(text), *cuts):
-            parsed = network.page.evaluate(PARSE, [pieces])
-            assert parsed["events"] == [list(event) for event in events], (name, pieces)
-
-
-def test_a_retry_is_digits_only(network: Network) -> None:
-    """What is not is ignored."""
-    text = "retry: 10\nretry: 1x\nretry:\nretry: -5\nretry: 1.5\nretry:7\n\n"
-    assert network.page.evaluate(PARSE, [[text]])["retries"] == [10, 7]
 
 
 # Being live.
@@ -295,9 +162,10 @@ def test_a_position_that_is_gone_is_a_gap(network: Network) -> None:
     assert network.page.evaluate("numbers") == [7]
 
 
-def test_the_browser_says_when_it_is_offline(network: Network) -> None:
+@pytest.mark.parametrize("share", [False, "auto"], ids=["its own", "shared"])
+def test_the_browser_says_when_it_is_offline(network: Network, share: bool | str) -> None:
     """The state follows at once, and so does the return."""
-    network.connect()
+    network.connect(share, maxDelay=60_000)
     network.wait_for_state("live")
     network.page.context.set_offline(True)
     network.wait_for_state("offline")
@@ -307,21 +175,263 @@ def test_the_browser_says_when_it_is_offline(network: Network) -> None:
     network.wait_for_all()
 
 
-def test_the_module_is_kept_by_its_content() -> None:
-    """An address that names it is good for ever; the plain one is checked each time."""
-    from tests.server.apps import create
+def test_a_machine_that_slept_reconnects_at_once(network: Network) -> None:
+    """It knows by its clock; whatever happened meanwhile is there."""
+    network.connect(maxDelay=60_000)
+    network.wait_for_state("live")
+    network.emit()
+    network.wait_for_all()
+    network.page.evaluate("{ const now = Date.now; Date.now = () => now() + 3600_000; }")
+    network.page.wait_for_function("reasons.includes('suspended')")
+    network.wait_for_state("live")
+    network.emit()
+    network.wait_for_all()
+    assert network.states == ["live", "reconnecting", "live"]
 
-    client = create().test_client()
-    plain = client.get("/api/v1/events/client.js")
-    assert plain.mimetype == "text/javascript"
-    assert plain.headers["Cache-Control"] == "no-cache"
-    tag = plain.headers["ETag"]
-    again = client.get("/api/v1/events/client.js", headers={"If-None-Match": tag})
-    assert (again.status_code, again.data) == (304, b"")
-    named = client.get(f"/api/v1/events/client.js?v={tag.strip(chr(34))}")
-    assert named.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-    other = client.get("/api/v1/events/client.js?v=0000000000000000")
-    assert other.headers["Cache-Control"] == "no-cache"
+
+def test_a_clock_that_is_set_back_does_not_put_the_watch_off(network: Network) -> None:
+    """Silence is noticed as ever."""
+    network.connect()
+    network.wait_for_state("live")
+    network.page.evaluate("{ const now = Date.now; Date.now = () => now() - 3600_000; }")
+    network.proxy.behave("freeze")
+    network.wait_for_state("reconnecting")
+
+
+@pytest.mark.parametrize(
+    ("leave", "come"),
+    [
+        ("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))", "pageshow"),
+        ("document.dispatchEvent(new Event('freeze'))", "resume"),
+    ],
+    ids=["kept for the back button", "frozen"],
+)
+def test_a_page_that_is_put_away_has_no_stream_and_misses_nothing(
+    network: Network, leave: str, come: str
+) -> None:
+    """It has one again when it is shown, from where it was."""
+    network.connect("auto")
+    network.wait_for_state("live")
+    network.page.evaluate(leave)
+    wait_until(lambda: network.streams == 0, TIMEOUT, "the stream ends")
+    network.emit()
+    target = "window" if come == "pageshow" else "document"
+    network.page.evaluate(f"{target}.dispatchEvent(new Event('{come}'))")
+    network.wait_for_all()
+    network.wait_for_state("live")
+    assert network.lost == []
+
+
+def test_a_wallboard_is_never_paused(network: Network) -> None:
+    """A page nobody looks at goes on."""
+    network.connect()
+    network.wait_for_state("live")
+    network.page.evaluate(
+        """() => {
+          Object.defineProperty(document, "visibilityState", { value: "hidden" });
+          Object.defineProperty(document, "hidden", { value: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+    )
+    network.emit()
+    network.wait_for_all()
+    assert network.states == ["live"]
+
+
+def test_the_snapshot_has_what_a_footer_shows(network: Network) -> None:
+    """The state and since when, how old the last event is, the gaps, the tabs and the streams."""
+    network.connect()
+    network.wait_for_state("live")
+    network.emit(3)
+    network.wait_for_all()
+    seen = network.snapshot
+    now = network.page.evaluate("Date.now()")
+    assert 0 <= seen.pop("lastEventAge") <= now - seen["since"]
+    for name in ("since", "heardAt", "lastEventAt"):
+        assert now - 30_000 <= seen.pop(name) <= now, name
+    assert seen == {
+        "name": "live",
+        "attempt": 0,
+        "reason": None,
+        "position": network.position,
+        "delivered": 3,
+        "gaps": 0,
+        "tabs": 1,
+        "streams": 1,
+        "way": "own",
+    }
+
+
+# Where the server says to poll.
+
+
+@pytest.fixture
+def roll_out(network: Network) -> Iterator[Callable[[float], Any]]:
+    """Return how to say what percentage of the users have streams."""
+
+    def roll_out(percent: float) -> Any:
+        return network.site.ask("GET", f"/rollout/{percent:.1f}")
+
+    yield roll_out
+    roll_out(100)
+
+
+def test_a_server_that_says_to_poll_is_asked_for_no_stream(
+    network: Network, roll_out: Callable[[float], Any]
+) -> None:
+    """Until a poll says that there are streams; then the page is live at once."""
+    asked: list[str] = []
+    network.page.on("request", lambda request: asked.append(request.url))
+    network.connect()
+    network.wait_for_state("live")
+    roll_out(0)
+    network.wait_for_state("polling")
+    assert network.snapshot["reason"] == "rollout"
+    network.emit()
+    network.wait_for_all()
+    del asked[:]
+    while len(asked) < 10:
+        network.page.wait_for_event("request")
+    assert not any("/stream" in url for url in asked)
+    roll_out(100)
+    network.wait_for_state("live")
+    network.emit()
+    network.wait_for_all()
+    assert network.states == ["live", "polling", "live"]
+    assert network.lost == []
+
+
+def test_a_page_that_is_not_to_stream_polls_from_the_start(
+    network: Network, roll_out: Callable[[float], Any]
+) -> None:
+    """A 204 says so; whoever shares does so too."""
+    roll_out(0)
+    network.connect("auto")
+    network.wait_for_state("polling")
+    network.emit()
+    network.wait_for_all()
+    assert network.states == ["polling"]
+    assert network.snapshot["streams"] == network.streams == 0
+
+
+def test_a_server_that_does_not_say_whether_there_are_streams_is_tried(network: Network) -> None:
+    """One that knows of no rollout, behind what answers 204 for a while."""
+    network.answer("**/events/stream*", status=204)
+
+    def say_nothing(route: Any) -> None:
+        response = route.fetch()
+        answer = response.json()
+        del answer["stream"]
+        route.fulfill(response=response, json=answer)
+
+    network.page.route("**/events/poll*", say_nothing)
+    network.connect()
+    network.wait_for_state("polling")
+    network.page.unroute("**/events/stream*")
+    network.wait_for_state("live")
+    network.emit()
+    network.wait_for_all()
+    assert network.states == ["polling", "live"]
+
+
+def test_who_polls_is_shown_when_the_login_has_ended(
+    network: Network, roll_out: Callable[[float], Any]
+) -> None:
+    """The provider is asked anew."""
+    roll_out(0)
+    network.connect(token="({ refresh }) => (refresh && window.renewed ? 'new' : 'old')")
+    network.wait_for_state("polling")
+    network.page.route(
+        "**/events/poll*",
+        lambda route: (
+            route.continue_()
+            if route.request.headers["authorization"] == "Bearer new"
+            else route.fulfill(status=401)
+        ),
+    )
+    network.wait_for_state("unauthorized")
+    network.page.evaluate("window.renewed = true")
+    network.wait_for_state("polling")
+
+
+# Where a response cannot be read while it comes.
+
+OLD_BROWSER = """() => {
+  Object.defineProperty(Response.prototype, "body", { get: () => null });
+  window.sources = [];
+  window.EventSource = class extends EventSource {
+    constructor(url, options) {
+      super(url, options);
+      sources.push(url);
+    }
+  };
+}"""
+
+
+@pytest.fixture
+def old(network: Network) -> Network:
+    """Return a page whose browser has no streams but EventSource."""
+    network.page.evaluate(OLD_BROWSER)
+    return network
+
+
+def test_an_old_browser_has_the_same_states_and_events(old: Network) -> None:
+    """Through what is cut, and what is silent."""
+    old.connect()
+    old.wait_for_state("live")
+    old.emit()
+    old.wait_for_all()
+    old.proxy.cut()
+    old.emit()
+    old.wait_for_all()
+    old.wait_for_state("live")
+    old.proxy.behave("freeze")
+    old.wait_for_state("reconnecting")
+    old.emit()
+    old.proxy.behave()
+    old.wait_for_state("live")
+    old.wait_for_all()
+    assert old.lost == []
+    assert len(old.page.evaluate("sources")) >= 3
+    old.page.evaluate("stream.close()")
+    wait_until(lambda: old.streams == 0, TIMEOUT, "the server has no stream")
+
+
+def test_an_old_browser_is_told_of_a_login_and_of_a_gap(old: Network) -> None:
+    """An EventSource keeps the status to itself, so it is asked for."""
+    old.page.route("**/events/*", lambda route: route.fulfill(status=401))
+    old.page.route("**/events/client.js", lambda route: route.continue_())
+    old.page.route("**/events/config", lambda route: route.continue_())
+    old.connect(since="1-1")
+    old.wait_for_state("unauthorized")
+    old.page.unroute_all()
+    old.wait_for_state("live")
+    old.page.wait_for_function("lost.length === 1")
+    assert old.lost == ["unknown-position"]
+
+
+def test_an_old_browser_polls_where_the_server_says_so(
+    old: Network, roll_out: Callable[[float], Any]
+) -> None:
+    """The poll says it, since an EventSource cannot."""
+    roll_out(0)
+    old.connect()
+    old.wait_for_state("polling")
+    assert old.snapshot["reason"] == "rollout"
+
+
+def test_an_old_browser_shows_no_token_in_an_address(old: Network) -> None:
+    """It gets a ticket for it."""
+    old.connect(token="'secret'")
+    old.wait_for_state("live")
+    old.emit()
+    old.wait_for_all()
+    (source,) = old.page.evaluate("sources")
+    assert "/api/v1/events/stream/" in source
+    assert "secret" not in source
+
+
+# Who asks.
 
 
 def test_a_token_that_is_refused_is_asked_for_anew(network: Network) -> None:
@@ -343,7 +453,8 @@ def test_a_token_that_is_refused_is_asked_for_anew(network: Network) -> None:
             asked.push(refresh);
             return refresh ? "new" : "old";
           };
-          window.stream = connect({ token, onState: ({ name }) => states.push(name) });
+          const onState = ({ name }) => states.push(name);
+          window.stream = connect({ token, share: false, onState });
         }"""
     )
     network.wait_for_state("live")
@@ -364,7 +475,7 @@ def test_each_connection_has_a_ticket_of_its_own(network: Network) -> None:
             return (await fetch("/api/v1/events/connect", { method: "POST", signal })).json();
           };
           const onState = ({ name }) => (lives += name === "live");
-          window.stream = connect({ ticket, onState });
+          window.stream = connect({ ticket, share: false, onState });
           stream.on("log.added", ({ n }) => numbers.push(n));
         }"""
     )

@@ -148,7 +148,7 @@ def test_what_is_hidden_has_no_stream_and_misses_nothing(react: ReactPage) -> No
     react.run(
         """
         window.show = (mode) =>
-          root.render(h(Activity, { mode }, h(NocProvider, null, h(State), h(Log))));
+          root.render(h(Activity, { mode }, h(NocProvider, { share: false }, h(State), h(Log))));
         show("visible");
         """
     )

@@ -48,6 +48,11 @@ def create(**config: Any) -> Flask:
         detached = process._pump.streams if process._pump is not None else 0
         return jsonify(pid=os.getpid(), detached=detached, portable=process.portable.streams)
 
+    @app.get("/rollout/<float:percent>")
+    def rollout(percent: float) -> Any:
+        realtime.rollout(percent)
+        return "", 204
+
     @app.get("/report")
     def report() -> Any:
         """Change data, emit, and render the page after the change."""
