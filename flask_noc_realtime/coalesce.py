@@ -23,7 +23,8 @@ from .flight import Flights, Kept, Landed
 from .generation import Unknown
 from .key import canonical, digest
 from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
-from .view import CoalescedView
+from .view import CoalescedView, Raised
+from .witness import Witness
 
 if TYPE_CHECKING:
     from .extension import State
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _DEFAULT_TTL = 5.0
 _CLASSES = 32
@@ -80,8 +82,8 @@ def coalesce(
         one was emitted is never given a result from before it.
     :param vary: request headers the view reads.
     :param headers: further response headers that everybody gets.
-    :param reads: what the view reads and its result does not depend on: names of headers,
-        ``session``, ``cookies``, ``authorization`` or ``g.user``.
+    :param reads: what is read though the result does not depend on it: names of headers,
+        ``session``, ``cookies``, ``authorization``, ``g.user``, and others that the error names.
     :param max_bytes: larger responses are not shared.
     :param key: for a function: takes its arguments and returns what identifies them.
     :param view: whether it is a view; found out by default.
@@ -145,8 +147,6 @@ class Coalesced:
         self._signature, self._plain = _signature(function)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._view.unsound:
-            return self.function(*args, **kwargs)
         if not has_request_context():
             return self._call(args, kwargs)
         # Each look through a proxy costs as much as the look into the store.
@@ -303,6 +303,39 @@ class Coalesced:
 
     # Both.
 
+    def observe(
+        self, witness: Witness, call: Callable[[], T], advice: str
+    ) -> tuple[T | Raised, bool]:
+        """Return what *call* returns, and whether others may have it.
+
+        An error that others need not run into is returned as `Raised`.
+
+        :param advice: for when it reads what is outside the key: who lacks that, what to do.
+        :raises ConfigError: then, in debug and tests, where somebody can do it.
+        """
+        try:
+            with witness:
+                value = call()
+        except Exception as error:
+            if self._sound(witness, advice):
+                raise
+            return Raised(error), False
+        return value, self._sound(witness, advice) and not witness.changed
+
+    def _sound(self, witness: Witness, advice: str) -> bool:
+        uncovered = witness.uncovered
+        if not uncovered:
+            return True
+        message = (
+            f"{self.name} is shared with scope={self.policy.scope!r} and read "
+            f"{', '.join(uncovered)}, which {advice}; if the result does not depend on it, say so "
+            f"with reads={uncovered!r}."
+        )
+        if current_app.debug or current_app.testing:
+            raise ConfigError(message)
+        self.warn(f"{message} Such a result is given to its caller only.", "unsound")
+        return False
+
     def warn_of_transaction(self) -> None:
         """Say, once, that results are neither kept nor shared, and what to do."""
         self.warn(
@@ -312,12 +345,12 @@ class Coalesced:
             "COMMITTED), register that: realtime.transaction_probe(lambda: False)."
         )
 
-    def warn(self, message: str) -> None:
-        """Log a warning once."""
+    def warn(self, message: str, about: str = "") -> None:
+        """Log a warning once, or the first one about something."""
         with self._lock:
-            if message in self._warned:
+            if (about or message) in self._warned:
                 return
-            self._warned.add(message)
+            self._warned.add(about or message)
         _logger.warning(message)
 
     def log_refresh(self) -> None:

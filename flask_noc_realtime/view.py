@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import weakref
 from collections.abc import Hashable
 from dataclasses import replace
@@ -16,14 +15,13 @@ from flask import Flask, Request, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from .answer import Answer, NotShareable, dropped, now
-from .errors import ConfigError
 from .flight import How, Kept, Landed
 from .generation import Unknown
 from .key import digest
 from .policy import Policy
 from .shelf import Codec, Shelf
 from .store import Store, is_reference, store_of
-from .witness import Witness
+from .witness import PAGE, Witness, unconditional
 
 if TYPE_CHECKING:
     from .coalesce import Coalesced
@@ -48,7 +46,7 @@ _APART = object()
 """Stands for the response of a view that each caller is to run alone."""
 
 
-class _Raised:
+class Raised:
     """An error that belongs to the caller who ran into it."""
 
     def __init__(self, error: Exception) -> None:
@@ -62,14 +60,12 @@ class CoalescedView:
         self.coalesced = coalesced
         self.policy: Policy = coalesced.policy
         self.function = coalesced.function
-        self.unsound = False
-        self._covered = self.policy.covered
+        self._held = self.policy.held_of_view | PAGE
         self._refreshes = self.policy.refreshes
         self._key = lru_cache(_KEYS)(self._new_key)
         self._environ_names = [
             f"HTTP_{name.upper().replace('-', '_')}" for name in self.policy.vary
         ]
-        self._lock = threading.Lock()
         self._codecs: weakref.WeakKeyDictionary[Any, Codec[Answer] | None]
         self._codecs = weakref.WeakKeyDictionary()
 
@@ -165,15 +161,14 @@ class CoalescedView:
         policy = self.policy
         at = now()
         position = g.get("_noc_realtime_position") or process.position()
-        witness = Witness(self._covered)
-        try:
-            with witness:
-                response = self._respond(args, kwargs)
-        except Exception as error:
-            if not self._sound(witness):
-                return Landed(_Raised(error), shared=False)
-            raise
-        if not self._sound(witness) or witness.changed:
+        with unconditional():
+            response, shared = self.coalesced.observe(
+                Witness(self._held),
+                lambda: self._respond(args, kwargs),
+                "other requests with the same key need not have. Use scope='user', or name headers "
+                "in vary=[...]",
+            )
+        if isinstance(response, Raised) or not shared:
             return Landed(response, shared=False)
         response.vary.update(policy.vary)
         try:
@@ -202,28 +197,6 @@ class CoalescedView:
             if error.response is None:
                 raise
             return cast(Response, error.response)
-
-    def _sound(self, witness: Witness) -> bool:
-        """Tell whether what the view read is in its key.
-
-        :raises ConfigError: in debug and tests, where somebody can mend it.
-        """
-        uncovered = witness.uncovered
-        if not uncovered:
-            return True
-        message = (
-            f"{self.coalesced.name} is shared with scope={self.policy.scope!r} and read "
-            f"{', '.join(uncovered)}, which other requests with the same key need not have. "
-            "Use scope='user', or name headers in vary=[...]; if the result does not depend on "
-            f"it, say so with reads={uncovered!r}."
-        )
-        if current_app.debug or current_app.testing:
-            raise ConfigError(message)
-        with self._lock:
-            first, self.unsound = not self.unsound, True
-        if first:
-            _logger.warning("%s Its results are no longer shared.", message)
-        return False
 
     def _warn_of_dropped(self, response: Response) -> None:
         left_out = dropped(response, self.policy.headers)
@@ -329,7 +302,7 @@ class _ViewCall:
             self._view.coalesced.log_refresh()
             return self._show_spare()
         value = flown.value
-        if isinstance(value, _Raised):
+        if isinstance(value, Raised):
             raise value.error
         if value is _APART:
             return self._alone()
