@@ -24,7 +24,7 @@ from .generation import Unknown
 from .key import canonical, digest
 from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
 from .view import CoalescedView, Raised
-from .witness import Witness
+from .witness import Witness, aside, watched
 
 if TYPE_CHECKING:
     from .extension import State
@@ -143,6 +143,7 @@ class Coalesced:
         self._outside: tuple[int, Flights[Any]] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        self._held = policy.held
         self._view = CoalescedView(self)
         self._signature, self._plain = _signature(function)
 
@@ -266,20 +267,34 @@ class Coalesced:
                 spare = kept
 
         def work(generations: Hashable) -> Landed[Any]:
-            value = self.function(*args, **kwargs)
-            if isinstance(value, (Iterator, Awaitable, Response)):
-                # It can be used up once only.
+            value, shared = self._execute(args, kwargs)
+            if not shared or isinstance(value, (Iterator, Awaitable, Response)):
+                # The latter can be used up once only.
                 return Landed(value, shared=False)
             known = not isinstance(generations, Unknown)
             return Landed(value, ttl + self.policy.stale if known else 0.0)
 
         try:
-            return flights.fly(key, capture, work, spare=spare).value
+            value = flights.fly(key, capture, work, spare=spare).value
         except Exception:
             if spare is None:
                 raise
             self.log_refresh()
             return spare.value
+        if isinstance(value, Raised):
+            raise value.error
+        return value
+
+    def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """Return what the function returns, and whether others may have it."""
+        if not has_request_context():
+            return self.function(*args, **kwargs), True
+        return self.observe(
+            Witness(self._held),
+            lambda: self.function(*args, **kwargs),
+            "other calls with the same arguments need not have. Pass what it takes from there as "
+            "arguments, or use scope='user'",
+        )
 
     def _digest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return what identifies the arguments, whichever way they are passed."""
@@ -361,9 +376,15 @@ class Coalesced:
 
     def _scope(self, state: State | None) -> Any:
         """Return what those who share have in common, or _NOBODY."""
-        scope = self.policy.scope
-        if scope == "public":
+        if self.policy.scope == "public":
             return None
+        if not watched():
+            return self._shared_by(state)
+        with aside(self.policy.shared_by):
+            return self._shared_by(state)
+
+    def _shared_by(self, state: State | None) -> Any:
+        scope = self.policy.scope
         if not isinstance(scope, str):
             value = scope()
             # As its own type and content: True would meet 1 where the key is looked up.

@@ -508,6 +508,18 @@ def triple(number: int) -> int:
     return number * 3
 
 
+def test_a_view_that_another_view_calls_is_not_taken_for_that_page(site: Site) -> None:
+    """There it is a function, and has no query in its key; its own page stays shared."""
+    site.app.testing = False
+    site.page(lambda: f"{request.args.get('q')} {site.runs}")
+    site.app.add_url_rule("/alias", "alias", lambda: site.app.view_functions["/page"]())
+    assert [site.get(f"/alias?q={q}").text for q in (1, 2)] == ["1 1", "2 2"]
+    assert site.get("/page?q=1").text == site.get("/page?q=1").text == "1 3"
+    site.app.testing = True
+    with pytest.raises(ConfigError, match="read url, which other calls with the same arguments"):
+        site.get("/alias?q=3")
+
+
 def test_a_decorator_that_hides_the_view_is_found_out(site: Site) -> None:
     """Taken for a function, the page would be the same whatever the query."""
 
