@@ -243,8 +243,15 @@ class Waiter:
         self._event.set()
 
     def wait(self, seconds: float) -> str:
-        """Return how it ended, or nothing when it did not within *seconds*."""
-        return self._outcome if self._event.wait(seconds) else ""
+        """Return how it ended, or nothing when it did not within *seconds*.
+
+        Look again afterwards: what comes from now on ends the next wait.
+        """
+        if not self._event.wait(seconds):
+            return ""
+        outcome = self._outcome
+        self._event.clear()
+        return outcome
 
     def close(self) -> None:
         """Stop noticing."""
