@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis.cluster import RedisCluster
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 
 class Script:
@@ -42,5 +42,32 @@ def ask(client: Any, *words: Any) -> Any:
         # Both disconnect when they are cut short, so that nobody gets another's reply.
         connection.send_packed_command(connection.pack_command(*words))
         return connection.read_response()
+    finally:
+        pool.release(connection)
+
+
+def ask_primary(client: Any, key: str, *words: Any) -> Any:
+    """Return the reply to a command that reads *key*, a hash, of a node that takes writes.
+
+    A replica, or a primary that was cut off from its replicas, answers with what was. In a
+    cluster such a node sends its readers away.
+
+    :raises redis.RedisError: when it takes none, or the reply is not known.
+    """
+    if isinstance(client, RedisCluster):
+        return client.execute_command(*words)
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        # No hash has a field without a name, and nothing is written.
+        proof = ("HDEL", key, "")
+        connection.send_packed_command(connection.pack_commands([words, proof]))
+        reply = connection.read_response()
+        connection.read_response()
+        return reply
+    except ResponseError:
+        # The second reply may be left on it.
+        connection.disconnect()
+        raise
     finally:
         pool.release(connection)

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 LANDED, FAILED, ALONE = "landed", "failed", "alone"
 
+# A node that takes no writes tells nothing: events are emitted elsewhere, or will be.
 # A generation that Redis lost gets a name it never had: the old one could come back with it.
 NAMES = """
 local function names_of(key, patterns)
   if #patterns == 0 then return {} end
+  redis.call('HDEL', key, '')
   local names = redis.call('HMGET', key, unpack(patterns))
   for i, pattern in ipairs(patterns) do
     if not names[i] then

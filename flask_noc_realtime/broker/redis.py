@@ -23,7 +23,7 @@ from ..eventlog import Entry
 from . import Change, Claim, Leased, Sink, Terms
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
-from .command import Script, ask
+from .command import Script, ask_primary
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
@@ -407,7 +407,7 @@ class RedisBroker:
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
         try:
-            return ask(self._client(), "HMGET", key, *fields)
+            return ask_primary(self._client(), key, "HMGET", key, *fields)
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 

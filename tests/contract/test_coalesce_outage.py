@@ -1,0 +1,122 @@
+"""What coalesced pages do when Redis is no longer what it was: slower, and nothing stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from flask_noc_realtime import coalesce
+from flask_noc_realtime.errors import BrokerUnavailable
+from tests.coalesced import Worker, workers
+from tests.conftest import RedisFactory
+from tests.processes import wait_until
+from tests.redis_server import RedisServer
+
+TIMEOUT = 20.0
+AT_ONCE = ["--repl-diskless-sync-delay", "0"]
+"""Whoever replicates need not wait for others who may want to."""
+
+
+class Data:
+    """What pages show."""
+
+    version = 0
+
+
+@pytest.fixture(autouse=True)
+def data() -> Iterator[None]:
+    """Begin with the first version."""
+    Data.version = 0
+    yield
+
+
+def prepare(worker: Worker) -> None:
+    """Serve the data in pages of each kind."""
+
+    @worker.app.get("/strict")
+    @coalesce(scope="public", ttl=60, invalidate_on=["incident.*"])
+    def strict() -> str:
+        worker.runs.append("strict")
+        return str(Data.version)
+
+    @worker.app.get("/other/<name>")
+    @coalesce(scope="public", ttl=60, invalidate_on=["incident.*"])
+    def other(name: str) -> str:
+        worker.runs.append(name)
+        return str(Data.version)
+
+    @worker.app.get("/timed")
+    @coalesce(scope="public", ttl=60)
+    def timed() -> str:
+        worker.runs.append("timed")
+        return str(Data.version)
+
+
+def emit(worker: Worker) -> str | None:
+    """Commit, and emit what ends strict pages; return the position."""
+    Data.version += 1
+    with worker.app.app_context():
+        return worker.realtime.emit("incident.updated", {"version": Data.version})
+
+
+def replicate(server: RedisServer, primary: RedisServer) -> None:
+    """Make a server the replica of another, and return when it has caught up."""
+    client = server.client()
+    client.replicaof("127.0.0.1", primary.port)
+    wait_until(
+        lambda: client.info("replication").get("master_link_status") == "up", TIMEOUT, "it follows"
+    )
+
+
+def test_a_node_that_was_demoted_and_lost_its_link_gives_out_nothing(
+    redis_server: RedisFactory,
+) -> None:
+    """It answers readers with what was before the events that went to its successor."""
+    old, new = redis_server(args=AT_ONCE), redis_server(args=AT_ONCE)
+    with (
+        workers(1, prepare, NOC_REALTIME_URL=old.url) as (one,),
+        workers(1, prepare, NOC_REALTIME_URL=new.url) as (other,),
+    ):
+        assert one.text("/strict") == one.text("/strict") == "0"
+        assert one.runs == ["strict"]
+        replicate(new, old)
+        new.client().replicaof("NO", "ONE")
+        replicate(old, new)
+        old.client().replicaof("127.0.0.1", 1)
+        assert emit(other) is not None
+        assert [one.text("/strict") for _ in range(3)] == ["1"] * 3
+        assert one.runs == ["strict"] * 4
+        old.client().replicaof("NO", "ONE")
+        generations = one.process.generations
+        wait_until(lambda: generations.readable, TIMEOUT, "it is asked again")
+        emit(one)
+        assert one.text("/strict") == one.text("/strict") == "2"
+        assert len(one.runs) == 5
+
+
+def test_behind_a_read_only_replica_pages_are_served_and_not_kept(
+    redis_server: RedisFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody wrote its address into the configuration; it is said once."""
+    primary, replica = redis_server(args=AT_ONCE), redis_server()
+    replicate(replica, primary)
+    with workers(1, prepare, NOC_REALTIME_URL=replica.url) as (worker,):
+        assert [worker.text("/strict") for _ in range(3)] == ["0"] * 3
+        assert worker.runs == ["strict"] * 3
+        assert [worker.text("/timed") for _ in range(3)] == ["0"] * 3
+        with pytest.raises(BrokerUnavailable, match="ReadOnlyError"):
+            worker.process.broker.pages.look_up("a page", ["incident.*"])  # type: ignore[attr-defined]
+    assert caplog.text.count("Results that events invalidate are not kept") == 1
+    assert "read only replica" in caplog.text
+
+
+def test_a_primary_without_its_replicas_gives_out_nothing(redis_server: RedisFactory) -> None:
+    """Cut off from them, it may have been replaced by one of them, and does not know."""
+    server = redis_server()
+    with workers(1, prepare, NOC_REALTIME_URL=server.url) as (worker,):
+        assert worker.text("/strict") == worker.text("/strict") == "0"
+        assert worker.runs == ["strict"]
+        server.client().config_set("min-replicas-to-write", 1)
+        Data.version = 1
+        assert worker.text("/strict") == worker.text("/strict") == "1"
