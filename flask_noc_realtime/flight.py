@@ -11,7 +11,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -151,6 +151,7 @@ class _Flight(Generic[T]):
     :ivar generations: what its leader saw before it read anything; see `known`.
     :ivar leader: the thread or greenlet that flies it, or None while nobody does.
     :ivar turn: counts its leaders, so that a deposed one is recognised.
+    :ivar late: what deposed ones brought, for those who wait and saw the same generations.
     """
 
     changed: threading.Condition
@@ -161,6 +162,7 @@ class _Flight(Generic[T]):
     since: float = 0.0
     followers: int = 0
     outcome: _Outcome[T] | None = None
+    late: list[tuple[Hashable, _Outcome[T]]] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -254,6 +256,7 @@ class Flights(Generic[T]):
                 kept = spare if lane is not None else None
             if kept is not None:
                 return Flown(kept.value, How.KEPT, kept.since, kept.until)
+            outcome: _Outcome[T] | None = None
             if self._flies_alone(key, lane, now):
                 flight, turn = None, 0
             elif lane is None:
@@ -264,13 +267,13 @@ class Flights(Generic[T]):
             else:
                 self._refuse_circle(lane, me)
                 flight = self._board(lane, generations)
-                turn = self._follow(lane, flight, me)
+                turn, outcome = self._follow(lane, flight, me, generations)
         if flight is None or lane is None:
             return self._fly_alone(capture, work, alone)
         if turn:
             return self._lead(lane, flight, turn, seen, capture, work)
-        assert flight.outcome is not None
-        return flight.outcome.give() or self._fly_alone(capture, work, alone)
+        assert outcome is not None
+        return outcome.give() or self._fly_alone(capture, work, alone)
 
     def _flies_alone(self, key: Hashable, lane: _Lane[T] | None, now: float) -> bool:
         if self._alone.get(key, None, now) is not None:
@@ -321,21 +324,27 @@ class Flights(Generic[T]):
             lane.queued = self._new_flight()
         return lane.queued
 
-    def _follow(self, lane: _Lane[T], flight: _Flight[T], me: int) -> int:
-        """Wait until *flight* ended, or return the turn in which it is the caller's to lead."""
+    def _follow(
+        self, lane: _Lane[T], flight: _Flight[T], me: int, generations: Hashable
+    ) -> tuple[int, _Outcome[T] | None]:
+        """Wait for the outcome, or return the turn in which the flight is the caller's to lead."""
         flight.followers += 1
         self._waits[me] = lane
+        late = len(flight.late)
         try:
             while flight.outcome is None:
                 running = lane.running
+                for seen, outcome in flight.late[late:]:
+                    if seen == generations:
+                        return 0, outcome
                 if running is flight and flight.leader is None:
-                    return self._take(flight, me)
+                    return self._take(flight, me), None
                 left = running.since + self.options.patience - self.clock()
                 if running.leader is not None and left <= 0:
                     self._depose(lane)
                 else:
                     flight.changed.wait(left if left > 0 else self.options.patience)
-            return 0
+            return 0, flight.outcome
         finally:
             flight.followers -= 1
             del self._waits[me]
@@ -377,6 +386,7 @@ class Flights(Generic[T]):
         capture: Callable[[], Hashable],
         work: Callable[[Hashable], Landed[T]],
     ) -> Flown[T]:
+        since = flight.since
         try:
             if generations is None:
                 generations = capture()
@@ -397,7 +407,7 @@ class Flights(Generic[T]):
             self._end(lane, flight, turn, _Outcome(flown))
             return flown
         assert landed is not None
-        return self._land(lane, flight, turn, landed)
+        return self._land(lane, flight, turn, landed, generations, since)
 
     def _depart(
         self, lane: _Lane[T], flight: _Flight[T], turn: int, generations: Hashable
@@ -409,18 +419,30 @@ class Flights(Generic[T]):
                 flight.known = True
             return self.results.get(lane.key, generations, self.clock())
 
-    def _land(self, lane: _Lane[T], flight: _Flight[T], turn: int, landed: Landed[T]) -> Flown[T]:
+    def _land(
+        self,
+        lane: _Lane[T],
+        flight: _Flight[T],
+        turn: int,
+        landed: Landed[T],
+        generations: Hashable,
+        since: float,
+    ) -> Flown[T]:
         with self._lock:
             if flight.turn != turn:
                 # Frozen for a long time, perhaps: what it brings may be older than what is kept.
-                return Flown(landed.value, How.ALONE, flight.since)
+                if landed.shared:
+                    joined = Flown(landed.value, How.JOINED, since)
+                    flight.late.append((generations, _Outcome(joined)))
+                    flight.changed.notify_all()
+                return Flown(landed.value, How.ALONE, since)
             if not landed.shared:
                 self._send_alone(lane)
                 self._end(lane, flight, turn, _Outcome())
-                return Flown(landed.value, How.ALONE, flight.since)
-            since, until = flight.since, self.clock() + landed.ttl
+                return Flown(landed.value, How.ALONE, since)
+            until = self.clock() + landed.ttl
             value = landed.value if landed.stored is None else landed.stored
-            kept = Kept(value, flight.generations, since, until, landed.weight)
+            kept = Kept(value, generations, since, until, landed.weight)
             if landed.ttl <= 0 or not self.results.put(lane.key, kept):
                 until = 0.0
             joined = Flown(landed.value, How.JOINED, since, until)
