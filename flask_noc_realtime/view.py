@@ -233,12 +233,12 @@ class CoalescedView:
 
         def seal(answer: Answer, key: bytes, seconds: float) -> bytes:
             data = answer.seal(own, key)
-            return data if store is None else store.put(data, seconds) or data
+            return data if store is None else store.put(data, key, seconds) or data
 
         def unseal(data: bytes, key: bytes) -> Answer | None:
             found: bytes | None = data
             if is_reference(data):
-                found = None if store is None else store.get(data)
+                found = None if store is None else store.get(data, key)
             return None if found is None else Answer.unseal(found, own, key)
 
         return Codec(seal, unseal)
