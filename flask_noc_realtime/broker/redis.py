@@ -281,7 +281,9 @@ class RedisBroker:
 
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
         names = self._read_fields(self._generations_key, patterns)
-        if None in names:
+        try:
+            return tuple([str(name, "ascii") for name in names])
+        except (TypeError, UnicodeDecodeError):  # There is none, or one that is not of ours.
             names = self._run("generations", [self._generations_key], patterns)
         return tuple([str(name, "ascii") for name in names])
 
@@ -409,6 +411,8 @@ class RedisBroker:
         try:
             return ask_primary(self._client(), key, "HMGET", key, *fields)
         except (redis.RedisError, OSError) as error:
+            if str(error).startswith("WRONGTYPE"):
+                return [None] * len(fields)
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:

@@ -8,7 +8,7 @@ import pytest
 
 from flask_noc_realtime import coalesce
 from flask_noc_realtime.errors import BrokerUnavailable
-from tests.coalesced import Worker, workers
+from tests.coalesced import Worker, cache_status, workers
 from tests.conftest import RedisFactory
 from tests.processes import wait_until
 from tests.redis_server import RedisServer
@@ -120,3 +120,55 @@ def test_a_primary_without_its_replicas_gives_out_nothing(redis_server: RedisFac
         server.client().config_set("min-replicas-to-write", 1)
         Data.version = 1
         assert worker.text("/strict") == worker.text("/strict") == "1"
+
+
+@pytest.mark.parametrize("kind", ["page", "flight"])
+def test_a_value_of_another_type_in_a_pages_place_goes(
+    redis_server: RedisFactory, kind: str
+) -> None:
+    """It is no reason to think that Redis were away, for this page or for others."""
+    server = redis_server()
+    client = server.client()
+    with workers(2, prepare, NOC_REALTIME_URL=server.url) as (one, other):
+        one.text("/strict")
+        (key,) = client.keys("{noc}:page:*")
+        key = key.replace(b":page:", b":%s:" % kind.encode())
+        client.delete(key)
+        client.set(key, "planted")
+        if kind == "flight":
+            emit(one)
+        assert [other.text("/strict") for _ in range(3)] == [str(Data.version)] * 3
+        assert other.runs == ["strict"]
+        assert client.type(key) != b"string"
+        other.text("/other/7")
+        assert cache_status(other.get("/other/7")).startswith("hit")
+
+
+@pytest.mark.parametrize("planted", [b"\xff\xfe", b"two words", b""])
+def test_a_generation_that_is_none_is_as_one_that_was_lost(
+    redis_server: RedisFactory, planted: bytes
+) -> None:
+    """It gets a name that it never had."""
+    server = redis_server()
+    client = server.client()
+    with workers(2, prepare, NOC_REALTIME_URL=server.url) as (one, other):
+        one.text("/strict")
+        client.hset("{noc}:generations", "incident.*", planted)
+        Data.version = 1
+        assert [each.text("/strict") for each in (one, other, one, other)] == ["1"] * 4
+        assert len(one.runs) + len(other.runs) == 2
+
+
+def test_generations_of_another_type_are_lost_as_a_whole(redis_server: RedisFactory) -> None:
+    """Pages end, once."""
+    server = redis_server()
+    client = server.client()
+    with workers(2, prepare, NOC_REALTIME_URL=server.url) as (one, other):
+        one.text("/strict")
+        client.delete("{noc}:generations")
+        client.set("{noc}:generations", "planted")
+        Data.version = 1
+        assert [each.text("/strict") for each in (one, other, one, other)] == ["1"] * 4
+        assert len(one.runs) + len(other.runs) == 2
+        assert emit(one) is not None
+        assert [each.text("/strict") for each in (one, other)] == ["2"] * 2
