@@ -19,11 +19,11 @@ from .audience import TypeFilter
 from .blueprint import EXTENSION
 from .errors import ConfigError, IdentityError
 from .event import INVALIDATE, patterns_of
-from .flight import Flights, Kept, Landed
+from .flight import Flights, Kept, Landed, first
 from .generation import Unknown
 from .key import canonical, digest
 from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
-from .view import CoalescedView, Raised
+from .view import Before, CoalescedView, Raised
 from .witness import Witness, aside, watched
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class Coalesced:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self._held = policy.held
+        self._looks_up = bool(policy.invalidate_on) and policy.scope != "public"
         self._view = CoalescedView(self)
         self._signature, self._plain = _signature(function)
 
@@ -159,10 +160,13 @@ class Coalesced:
             return self.function(*args, **kwargs)
         state = app.extensions.get(EXTENSION) or _state(self.name)
         self._check_types(state)
+        before = None
+        if self._looks_up:
+            before = self._before(state, self.own_of_view(asked.view_args))
         scope = self._scope(state)
         if scope is _NOBODY:
             return self.function(*args, **kwargs)
-        return self._view(state, asked, scope, args, kwargs)
+        return self._view(state, asked, scope, args, kwargs, before)
 
     def ttl(self, state: State | None) -> float:
         """Return the seconds a result is given out."""
@@ -175,6 +179,11 @@ class Coalesced:
         if self.policy.invalidate_on:
             return process.generations.read(self.patterns[own])
         return process.hub.invalidations.of(own)
+
+    def _before(self, state: State, own: str) -> Before:
+        """Return what holds before it is looked up who shares."""
+        clean = not state.in_transaction()
+        return Before(self.generations(state.process(), own), clean)
 
     def own_of_view(self, view_args: dict[str, Any] | None) -> str:
         """Return the generation of what the URL's values in *view_args* lead to."""
@@ -237,12 +246,8 @@ class Coalesced:
         state: State | None = None
         if has_app_context():
             state = current_app.extensions.get(EXTENSION)
-        scope = self._scope(state)
-        if scope is _NOBODY:
-            return self.function(*args, **kwargs)
         arguments = self._digest(args, kwargs)
         own = self.own[arguments[0] % _CLASSES]
-        key: Hashable = self._number, arguments, None if scope is None else canonical(scope)
         if self.policy.invalidate_on:
             state = state or _state(self.name)
             self._check_types(state)
@@ -256,26 +261,28 @@ class Coalesced:
             process = state.process()
             flights = process.flights
             capture = functools.partial(self.generations, process, own)
+        # Whoever looks up who shares may begin a transaction, and see nothing newer from then on.
+        seen = capture() if self._looks_up else None
+        scope = self._scope(state)
+        if scope is _NOBODY:
+            return self.function(*args, **kwargs)
+        bound = self._looks_up and state is not None and state.in_transaction()
+        key: Hashable = self._number, arguments, None if scope is None else canonical(scope)
         ttl = self.ttl(state)
         spare: Kept[Any] | None = None
         if self.policy.refreshes or not self.policy.invalidate_on:
-            kept = flights.results.get(key, capture(), flights.clock())
+            seen = capture() if seen is None else seen
+            kept = flights.results.get(key, seen, flights.clock())
             if kept is not None:
                 due = self.policy.due(ttl)
                 if kept.until - flights.clock() > due:
                     return kept.value
                 spare = kept
-
-        def work(generations: Hashable) -> Landed[Any]:
-            value, shared = self._execute(args, kwargs)
-            if not shared or isinstance(value, (Iterator, Awaitable, Response)):
-                # The latter can be used up once only.
-                return Landed(value, shared=False)
-            known = not isinstance(generations, Unknown)
-            return Landed(value, ttl + self.policy.stale if known else 0.0)
-
+        if seen is not None:
+            capture = first(seen, capture)
+        work = functools.partial(self._work, args, kwargs, ttl)
         try:
-            value = flights.fly(key, capture, work, spare=spare).value
+            value = flights.fly(key, capture, work, spare=spare, bound=bound).value
         except Exception:
             if spare is None:
                 raise
@@ -284,6 +291,16 @@ class Coalesced:
         if isinstance(value, Raised):
             raise value.error
         return value
+
+    def _work(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], ttl: float, generations: Hashable
+    ) -> Landed[Any]:
+        value, shared = self._execute(args, kwargs)
+        if not shared or isinstance(value, (Iterator, Awaitable, Response)):
+            # The latter can be used up once only.
+            return Landed(value, shared=False)
+        known = not isinstance(generations, Unknown)
+        return Landed(value, ttl + self.policy.stale if known else 0.0)
 
     def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Return what the function returns, and whether others may have it."""

@@ -232,6 +232,7 @@ class Flights(Generic[T]):
         work: Callable[[Hashable], Landed[T]],
         alone: Callable[[], T] | None = None,
         spare: Kept[T] | None = None,
+        bound: bool = False,
     ) -> Flown[T]:
         """Return what *work* brings, doing it at most once for all who may share it.
 
@@ -243,6 +244,8 @@ class Flights(Generic[T]):
         :param work: takes the generations that held before it began.
         :param alone: what a caller does instead whose result nobody else will have.
         :param spare: what the caller is content with while another works out the next.
+        :param bound: whether the caller reads what was there when it captured first: it leads at
+            once, or nobody else has what it brings.
         :raises ReentrantCall: when the caller is itself the work of *key*.
         """
         generations = capture()
@@ -257,7 +260,8 @@ class Flights(Generic[T]):
             if kept is not None:
                 return Flown(kept.value, How.KEPT, kept.since, kept.until)
             outcome: _Outcome[T] | None = None
-            if self._flies_alone(key, lane, now):
+            late = bound and lane is not None and not self._joinable(lane.running, generations)
+            if late or self._flies_alone(key, lane, now):
                 flight, turn = None, 0
             elif lane is None:
                 flight = self._new_flight()
@@ -267,13 +271,10 @@ class Flights(Generic[T]):
             else:
                 self._refuse_circle(lane, me)
                 flight = self._board(lane, generations)
-                turn, outcome = self._follow(lane, flight, me, generations)
-        if flight is None or lane is None:
-            return self._fly_alone(capture, work, alone)
-        if turn:
+                turn, outcome = self._follow(lane, flight, me, generations, bound)
+        if turn and flight is not None and lane is not None:
             return self._lead(lane, flight, turn, seen, capture, work)
-        assert outcome is not None
-        return outcome.give() or self._fly_alone(capture, work, alone)
+        return (outcome and outcome.give()) or self._fly_alone(capture, work, alone)
 
     def _flies_alone(self, key: Hashable, lane: _Lane[T] | None, now: float) -> bool:
         if self._alone.get(key, None, now) is not None:
@@ -318,16 +319,22 @@ class Flights(Generic[T]):
     def _board(self, lane: _Lane[T], generations: Hashable) -> _Flight[T]:
         """Return the flight that begins, or began, with what the caller has seen."""
         running = lane.running
-        if running.leader is None or (running.known and running.generations == generations):
+        if running.leader is None or self._joinable(running, generations):
             return running
         if lane.queued is None:
             lane.queued = self._new_flight()
         return lane.queued
 
+    def _joinable(self, flight: _Flight[T], generations: Hashable) -> bool:
+        return flight.known and flight.generations == generations
+
     def _follow(
-        self, lane: _Lane[T], flight: _Flight[T], me: int, generations: Hashable
+        self, lane: _Lane[T], flight: _Flight[T], me: int, generations: Hashable, bound: bool
     ) -> tuple[int, _Outcome[T] | None]:
-        """Wait for the outcome, or return the turn in which the flight is the caller's to lead."""
+        """Wait for the outcome, or return the turn in which the flight is the caller's to lead.
+
+        Who is bound leads no more, and is let go without either.
+        """
         flight.followers += 1
         self._waits[me] = lane
         late = len(flight.late)
@@ -338,7 +345,7 @@ class Flights(Generic[T]):
                     if seen == generations:
                         return 0, outcome
                 if running is flight and flight.leader is None:
-                    return self._take(flight, me), None
+                    return 0 if bound else self._take(flight, me), None
                 left = running.since + self.options.patience - self.clock()
                 if running.leader is not None and left <= 0:
                     self._depose(lane)
@@ -464,6 +471,12 @@ class Flights(Generic[T]):
             flight.leader = None
             flight.changed.notify_all()
             self._go_on(lane)
+
+
+def first(seen: Hashable, capture: Callable[[], Hashable]) -> Callable[[], Hashable]:
+    """Return a function that returns what was seen, and from then on what *capture* does."""
+    held = [seen]
+    return lambda: held.pop() if held else capture()
 
 
 def twin(error: Exception) -> Exception:

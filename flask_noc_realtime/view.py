@@ -8,14 +8,14 @@ import weakref
 from collections.abc import Hashable
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from flask import Flask, Request, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from .answer import Answer, NotShareable, dropped, now
-from .flight import How, Kept, Landed
+from .flight import How, Kept, Landed, first
 from .generation import Unknown
 from .key import digest
 from .policy import Policy
@@ -44,6 +44,16 @@ _logger = logging.getLogger("flask_noc_realtime")
 
 _APART = object()
 """Stands for the response of a view that each caller is to run alone."""
+
+
+class Before(NamedTuple):
+    """What held before it was looked up who shares, for which a transaction may have begun.
+
+    :ivar clean: whether none was open.
+    """
+
+    generations: Hashable
+    clean: bool
 
 
 class Raised:
@@ -76,19 +86,21 @@ class CoalescedView:
         scope: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        before: Before | None = None,
     ) -> Any:
         process = state.process()
         key = self._key_of(state, asked, scope)
         own = self.coalesced.own_of_view(asked.view_args)
         due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
-        seen = self.coalesced.generations(process, own)
+        seen = self.coalesced.generations(process, own) if before is None else before.generations
         kept = self._kept(state, process, key, seen)
         if kept is not None:
             left = kept.until - process.flights.clock()
             if left > due:
                 return self.show_kept(asked, kept.value, left)
+        clean = before is not None and before.clean
         return _ViewCall(self, state, process, asked, key, own, args, kwargs).answer(
-            seen, kept, due
+            seen, kept, due, clean
         )
 
     def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
@@ -276,26 +288,34 @@ class _ViewCall:
         self._shelf: Shelf | None = None
         self._how = How.LED
         self._stored = False
+        self._bound = False
 
-    def answer(self, seen: Hashable, spare: Kept[Any] | None, due: float) -> Any:
+    def answer(self, seen: Hashable, spare: Kept[Any] | None, due: float, clean: bool) -> Any:
         """Return the response, as the work of this caller or of another.
 
         :param seen: the generations that held when the request came.
         :param spare: what is kept, and due to be worked out anew.
         :param due: how many seconds before its end a result is.
+        :param clean: whether no transaction was open before *seen* was read.
         """
         self._seen, self._spare, self._due = seen, spare, due
         self._codec = self._view.codec(self._state, shared=self._process.shelf is not None)
         self._shelf = self._process.shelf if self._codec is not None else None
-        if self._strict and self._state.in_transaction():
+        self._bound = self._strict and self._state.in_transaction()
+        if self._bound and not clean:
             self._view.coalesced.warn_of_transaction()
             return self._alone() if self._spare is None else self._show_spare()
         return self._fly()
 
     def _fly(self) -> Any:
-        flights = self._flights
+        # What was seen first is still before anything this caller reads.
+        capture = self._capture if self._seen is None else first(self._seen, self._capture)
+        if not self._bound:
+            self._seen = None
         try:
-            flown = flights.fly(self._key, self._capture, self._work, self._alone, self._spare)
+            flown = self._flights.fly(
+                self._key, capture, self._work, self._alone, self._spare, self._bound
+            )
         except Exception:
             if self._spare is None:
                 raise
@@ -336,11 +356,7 @@ class _ViewCall:
         return self._view.function(*self._args, **self._kwargs)
 
     def _capture(self) -> Hashable:
-        # What was seen first is still before anything this caller reads.
-        seen, self._seen = self._seen, None
-        if seen is None:
-            return self._view.coalesced.generations(self._process, self._own)
-        return seen
+        return self._view.coalesced.generations(self._process, self._own)
 
     def _work(self, generations: Hashable) -> Landed[Any]:
         if self._shelf is None or self._codec is None or isinstance(generations, Unknown):
@@ -352,6 +368,7 @@ class _ViewCall:
             self._execute,
             strict=self._strict,
             due=self._due if self._spare is not None else 0.0,
+            since=generations if self._bound else None,
         )
         landed = Landed(_APART, shared=False) if found is None else found
         self._stored = landed.ttl > 0

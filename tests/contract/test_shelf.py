@@ -245,6 +245,28 @@ def test_the_leader_sees_generations_from_before_it_reads(workers: tuple[Worker,
     assert gate.generations == before
 
 
+def test_who_reads_in_a_transaction_from_before_an_event_leads_nobody(
+    workers: tuple[Worker, Worker],
+) -> None:
+    """The lease is free again at once, and nothing is kept."""
+    one, other = workers
+    since = one.broker.generations(PATTERNS)
+    seen: list[Hashable] = []
+
+    def work(generations: Hashable) -> Landed[str]:
+        seen.append(generations)
+        return Landed("old", 60.0)
+
+    one.broker.publish(record(1), key())
+    how, landed = one.shelf.obtain(KEY, PATTERNS, CODEC, work, since=since)
+    assert (how, landed) == (How.LED, Landed("old", 60.0))
+    assert isinstance(seen[0], Unknown)
+    assert one.look().state == "none"
+    assert other.obtain(other.execute("new")) == (How.LED, Landed("new", 60.0))
+    since = one.broker.generations(PATTERNS)
+    assert one.shelf.obtain(KEY, PATTERNS, CODEC, work, since=since)[0] is How.KEPT
+
+
 def test_without_patterns_no_event_ends_it(workers: tuple[Worker, Worker]) -> None:
     """Time does."""
     one, other = workers

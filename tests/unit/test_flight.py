@@ -392,6 +392,43 @@ def test_callers_queued_behind_a_hung_flight_nobody_follows_are_let_go(world: Wo
     assert leader.result().value == 0
 
 
+# Callers who read in a transaction that began before.
+
+
+def test_who_is_bound_to_an_old_snapshot_leads_nobody_who_knows_better(world: World) -> None:
+    """What it would read in its turn is from before they came."""
+    old = world.start()
+    world.version = 1
+    bound = world.flights.fly("k", lambda: (1,), lambda _: Landed("old snapshot"), bound=True)
+    assert bound == Flown("old snapshot", How.ALONE, world.clock.now)
+    queued = world.follow()
+    world.gate.set()
+    assert [caller.result().value for caller in (old, *queued)] == [0, 1]
+
+
+def test_who_is_bound_joins_what_began_as_it_came_and_leads_at_once(world: World) -> None:
+    """But takes none over from a leader that was cancelled: others may have come since."""
+
+    def cancelled(generations: Any) -> Landed[Any]:
+        world.work(generations)
+        raise Cancelled
+
+    def fly() -> Flown[Any]:
+        return world.flights.fly("k", lambda: (0,), world.work, lambda: "alone", bound=True)
+
+    assert fly().how is How.LED
+    world.gate.clear()
+    leader = Caller(lambda: world.fly(work=cancelled))
+    for _ in range(2):
+        assert world.running.acquire(timeout=TIMEOUT)
+    bound = Caller(fly)
+    wait_until(lambda: world.flights.waiting == 1, TIMEOUT, "it waits")
+    world.gate.set()
+    assert isinstance(leader.done().error, Cancelled)
+    assert bound.result().value == "alone"
+    assert world.executions == 2
+
+
 # Calls within calls.
 
 
