@@ -139,7 +139,7 @@ class Coalesced:
         self.patterns = {own: (*policy.invalidate_on, own) for own in self.own}
         self._number = next(_numbers)
         self._views: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-        self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._checked: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._outside: tuple[int, Flights[Any]] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -159,7 +159,7 @@ class Coalesced:
         if asked.method not in ("GET", "HEAD"):
             return self.function(*args, **kwargs)
         state = app.extensions.get(EXTENSION) or _state(self.name)
-        self._check_types(state)
+        self._check(state)
         before = None
         if self._looks_up:
             before = self._before(state, self.own_of_view(asked.view_args))
@@ -250,7 +250,7 @@ class Coalesced:
         own = self.own[arguments[0] % _CLASSES]
         if self.policy.invalidate_on:
             state = state or _state(self.name)
-            self._check_types(state)
+            self._check(state)
             if state.in_transaction():
                 self.warn_of_transaction()
                 return self.function(*args, **kwargs)
@@ -425,18 +425,27 @@ class Coalesced:
             return ("permissions", identity.permissions)
         return _NOBODY if identity.user_id is None else ("user", identity.user_id)
 
-    def _check_types(self, state: State) -> None:
-        """Refuse patterns no event can match: a slip there would never be noticed."""
-        if not self.policy.invalidate_on or not state.catalogue.strict or state in self._checked:
+    def _check(self, state: State) -> None:
+        """Refuse, or warn of, what would leave results stale and never be noticed."""
+        if not self.policy.invalidate_on or self._checked.get(state):
             return
-        types = state.catalogue.types()
+        served = has_request_context()
+        if state.catalogue.strict and state not in self._checked:
+            self._check_types(state.catalogue.types())
+        if served:
+            state.process().check_workers(
+                request.environ, "ends results in the worker that emitted it, and not in the others"
+            )
+        self._checked[state] = served
+
+    def _check_types(self, types: Collection[str]) -> None:
+        """Refuse patterns no event can match."""
         for pattern in self.policy.invalidate_on:
             if not any(map(TypeFilter.parse(pattern).matches, types)):
                 raise ConfigError(
                     f"invalidate_on of {self.name} has {pattern!r}, which no known event "
                     f"matches. Known types: {', '.join(types)}."
                 )
-        self._checked.add(state)
 
 
 class Coalescing:

@@ -227,6 +227,21 @@ def test_an_event_ends_what_is_kept(site: Site) -> None:
     assert second.headers["X-Noc-Position"] == position
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_several_workers_without_a_broker_between_them_are_warned_of(
+    site: Site, several: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event in one of them would leave the pages of the others stale, in silence."""
+    strict = coalesce(scope="public", invalidate_on=["incident.*"], view=False)
+    load = strict(lambda number: number)
+    site.page(lambda: str(load(site.runs)), invalidate_on=["incident.*"])
+    site.page(lambda: "timed", "/timed")
+    environ = {"wsgi.multiprocess": several}
+    for path in ("/timed", "/page", "/page"):
+        assert site.app.test_client().get(path, environ_overrides=environ).status_code == 200
+    assert caplog.text.count("not in the others. Set NOC_REALTIME_URL") == several
+
+
 def test_a_page_from_the_store_carries_the_position_it_was_computed_at(site: Site) -> None:
     """A stream opened from it brings what the page does not show yet."""
     site.page(lambda: "x")
