@@ -24,6 +24,7 @@ from .generation import Unknown
 from .key import canonical, digest
 from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
 from .view import Before, CoalescedView, Raised
+from .weight import weigh
 from .witness import Witness, aside, watched
 
 if TYPE_CHECKING:
@@ -299,8 +300,9 @@ class Coalesced:
         if not shared or isinstance(value, (Iterator, Awaitable, Response)):
             # The latter can be used up once only.
             return Landed(value, shared=False)
-        known = not isinstance(generations, Unknown)
-        return Landed(value, ttl + self.policy.stale if known else 0.0)
+        if isinstance(generations, Unknown):
+            return Landed(value)
+        return Landed(value, ttl + self.policy.stale, weight=weigh(value))
 
     def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Return what the function returns, and whether others may have it."""

@@ -414,6 +414,23 @@ def test_arguments_without_a_canonical_form_need_a_key() -> None:
     assert keyed(Incident(2)) == 2
 
 
+def test_what_functions_returned_is_bounded_by_what_it_takes() -> None:
+    """A thousand large results are no less than a thousand large pages."""
+    counter = Counter()
+
+    @coalesce(scope="public", ttl=60)
+    def load(number: int) -> list[bytes]:
+        counter(number)
+        return [bytes(8 * 1024 * 1024)]
+
+    for number in range(9):
+        load(number)
+    assert len(load(8)) == 1
+    assert len(counter.calls) == 9
+    load(0)
+    assert len(counter.calls) == 10
+
+
 async def asynchronous() -> None:
     """Do nothing."""
 
