@@ -20,7 +20,7 @@ from redis.sentinel import Sentinel
 from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
-from . import Change, Claim, Leased, Sink, Terms
+from . import MAX_GENERATIONS, Change, Claim, Leased, Sink, Terms
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
 from .command import Script, ask_primary
@@ -41,11 +41,12 @@ local function append(record, key, patterns)
     moved[#moved + 1] = position
   end
   if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
+  if redis.call('HLEN', generations) > MAX_GENERATIONS then redis.call('DEL', generations) end
   redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
   before = position
   return position
 end
-"""
+""".replace("MAX_GENERATIONS", str(MAX_GENERATIONS))
 # A second attempt looks for the first in the log, only as far back as it can be: all of a large
 # history takes longer than any timeout, and the outage would never end. It leaves its own key
 # where a first one that was merely late finds it.
