@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import weakref
 from collections.abc import Hashable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _RESPONSE_OVERHEAD = 1024
 _KEYS = 512
+_FOREIGN = 5
 _WHERE = (
     "QUERY_STRING",
     "wsgi.url_scheme",
@@ -242,6 +244,7 @@ class CoalescedView:
             return None
         secret = secret.encode() if isinstance(secret, str) else secret
         own = hashlib.blake2b(secret, digest_size=32, person=b"noc-answer").digest()
+        foreign = itertools.count(1)
 
         def seal(answer: Answer, key: bytes, seconds: float) -> bytes:
             data = answer.seal(own, key)
@@ -251,7 +254,14 @@ class CoalescedView:
             found: bytes | None = data
             if is_reference(data):
                 found = None if store is None else store.get(data, key)
-            return None if found is None else Answer.unseal(found, own, key)
+            answer = None if found is None else Answer.unseal(found, own, key)
+            if found is not None and answer is None and next(foreign) == _FOREIGN:
+                self.coalesced.warn(
+                    f"{self.coalesced.name} was found {_FOREIGN} times as others had left it, not "
+                    "signed with this worker's SECRET_KEY: give all workers the same, or they "
+                    "work each page out for themselves."
+                )
+            return answer
 
         return Codec(seal, unseal)
 

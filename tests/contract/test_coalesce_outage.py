@@ -172,3 +172,16 @@ def test_generations_of_another_type_are_lost_as_a_whole(redis_server: RedisFact
         assert len(one.runs) + len(other.runs) == 2
         assert emit(one) is not None
         assert [each.text("/strict") for each in (one, other)] == ["2"] * 2
+
+
+def test_workers_with_keys_of_their_own_are_told_so(
+    redis_server: RedisFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each throws away what the other has signed, and nobody would know why it is slow."""
+    with workers(2, prepare, NOC_REALTIME_URL=redis_server().url) as (one, other):
+        other.app.secret_key = "another"
+        for number in range(6):
+            for worker in (one, other):
+                assert worker.text(f"/other/{number}") == "0"
+        assert len(one.runs) + len(other.runs) == 12
+    assert caplog.text.count("give all workers the same") == 1
