@@ -438,6 +438,7 @@ class Coalesced:
             state.process().check_workers(
                 request.environ, "ends results in the worker that emitted it, and not in the others"
             )
+        state.endings.update(self.policy.invalidate_on)
         self._checked[state] = served
 
     def _check_types(self, types: Collection[str]) -> None:

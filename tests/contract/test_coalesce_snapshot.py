@@ -166,3 +166,61 @@ def test_what_was_read_before_the_user_was_looked_up_is_shown_to_one_only(
     assert site.get(early="closed", path=path) == "open"
     assert [site.get(path=path) for _ in range(2)] == ["closed"] * 2
     assert caplog.text.count("A database transaction is open") == 1
+
+
+class Incidents:
+    """An app that keeps incidents in models, and a page about them."""
+
+    def __init__(self) -> None:
+        self.app = Flask(__name__)
+        self.app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+        self.database = SQLAlchemy(self.app)
+        self.realtime = NocRealtime(self.app)
+        database = self.database
+
+        class Incident(database.Model):  # type: ignore[name-defined,misc]  # made at run time
+            id = database.Column(database.Integer, primary_key=True)
+            status = database.Column(database.String)
+
+        self.incident = Incident
+        count = coalesce(scope="public", invalidate_on=["incident.*"])(lambda: "some")
+        self.app.add_url_rule("/count", view_func=count)
+
+
+@pytest.fixture
+def incidents() -> Iterator[Incidents]:
+    """Return an app whose page somebody has asked for."""
+    made = Incidents()
+    assert made.app.test_client().get("/count").text == "some"
+    with made.app.app_context():
+        made.database.create_all()
+        yield made
+        made.database.session.remove()
+        made.database.engine.dispose()
+    made.app.extensions["noc_realtime"].process().close()
+
+
+def test_an_event_before_its_commit_is_warned_of_once(
+    incidents: Incidents, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reader in between would keep the old rows, as from after the event."""
+    session, emit = incidents.database.session, incidents.realtime.emit
+    incident = incidents.incident(status="open")
+    session.add(incident)
+    for _ in range(2):
+        emit("incident.created", {})
+    assert caplog.text.count("'incident.created' is emitted while db.session holds changes") == 1
+
+
+def test_events_after_their_commit_or_bound_to_it_are_not(
+    incidents: Incidents, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor those that end no results."""
+    session, emit = incidents.database.session, incidents.realtime.emit
+    incident = incidents.incident(status="open")
+    session.add(incident)
+    emit("log.added", {})
+    emit("incident.created", {}, on_commit=session)
+    session.commit()
+    emit("incident.created", {"id": incident.id})
+    assert not caplog.records
