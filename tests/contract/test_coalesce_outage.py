@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -120,6 +122,52 @@ def test_a_primary_without_its_replicas_gives_out_nothing(redis_server: RedisFac
         server.client().config_set("min-replicas-to-write", 1)
         Data.version = 1
         assert worker.text("/strict") == worker.text("/strict") == "1"
+
+
+def test_a_redis_that_takes_two_seconds_costs_few_callers_a_second(
+    redis_server: RedisFactory,
+) -> None:
+    """The others find that it is left in peace, and no late reply is taken for another's."""
+    server = redis_server()
+    client = server.client()
+    with workers(2, prepare, NOC_REALTIME_URL=server.url) as (one, other):
+        for worker in (one, other):
+            assert worker.text("/strict") == "0"
+            worker.text("/other/a")
+        before = len(one.runs)
+        client.client_pause(2000, all=True)
+        until, asked, slow = time.monotonic() + 1.8, 0, 0
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            assert one.text(f"/other/{asked % 3}") == one.text("/strict") == "0"
+            asked += 1
+            slow += time.monotonic() - begun > 0.5
+        assert asked > 10
+        assert slow <= 3
+        assert len(one.runs) - before > 10
+        wait_until(lambda: one.process.generations.readable, TIMEOUT, "it is asked again")
+        assert emit(one) is not None
+        for path in ("/strict", "/other/a", "/strict"):
+            assert one.text(path) == other.text(path) == "1"
+
+
+def test_a_redis_that_throws_keys_away_gives_out_nothing_old(redis_server: RedisFactory) -> None:
+    """Whatever goes to make room: pages, leases, generations, or the log of events."""
+    server = redis_server(args=["--maxmemory", "2mb", "--maxmemory-policy", "allkeys-lru"])
+    client = server.client()
+    chance = random.Random(7)
+    with workers(2, prepare, NOC_REALTIME_URL=server.url) as pair:
+        announced = asked = 0
+        while asked < 200 or client.info("stats")["evicted_keys"] < 50:
+            client.set(f"others:{asked}", bytes(chance.randrange(60_000)))
+            worker = chance.choice(pair)
+            if chance.random() < 0.1 and emit(worker) is not None:
+                announced = Data.version
+            path = f"/other/{chance.randrange(20)}"
+            assert int(worker.text(path)) >= announced
+            asked += 1
+            assert asked < 5000
+        assert sum(len(worker.runs) for worker in pair) < asked
 
 
 @pytest.mark.parametrize("kind", ["page", "flight"])

@@ -110,6 +110,19 @@ def test_a_page_is_worked_out_once_for_all_workers(site: list[Worker], path: str
     assert len(one.runs) == 1
 
 
+@pytest.mark.parametrize("path", ["/strict", "/timed"])
+def test_a_page_is_as_old_in_every_worker(
+    site: list[Worker], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is where it was worked out, also on its way from one to the other."""
+    now = [1_800_000_000.0]
+    monkeypatch.setattr("flask_noc_realtime.view.now", lambda: now[0])
+    one, other = site
+    one.text(path)
+    now[0] += 7.5
+    assert [worker.get(path).headers["Age"] for worker in (other, other, one)] == ["7"] * 3
+
+
 def test_an_event_ends_it_for_all(site: list[Worker]) -> None:
     """What a cache holds of it is found no more."""
     one, other = site

@@ -117,6 +117,47 @@ def test_a_page_is_worked_out_once_and_given_to_all(site: Site) -> None:
     assert first.headers["X-Noc-Position"] == second.headers["X-Noc-Position"]
 
 
+class Clock:
+    """The system's clock, which a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_800_000_000.0
+        monkeypatch.setattr("flask_noc_realtime.view.now", lambda: self.now)
+
+
+def test_a_page_says_how_old_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when it was begun to be worked out (RFC 9111, section 5.1), in whole seconds."""
+    clock = Clock(monkeypatch)
+
+    def slow() -> str:
+        clock.now += 2.0
+        return "x"
+
+    site.page(slow)
+    assert "Age" not in site.get().headers
+    ages = []
+    for passed in (0.0, 0.9, 0.1, 40.0):
+        clock.now += passed
+        ages.append(site.get().headers["Age"])
+    assert ages == ["2", "2", "3", "43"]
+    assert site.get(method="HEAD").headers["Age"] == "43"
+
+
+@pytest.mark.parametrize(("jump", "age"), [(-86_400.0, "0"), (86_400.0, "86400")])
+def test_when_the_clock_jumps_a_page_keeps_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch, jump: float, age: str
+) -> None:
+    """It is counted by another clock; only its age is taken from what a clock on the wall says."""
+    clock = Clock(monkeypatch)
+    site.page(numbered(site), refresh_early=True, stale_while_revalidate=30)
+    before = status(site.get()), status(site.get())
+    clock.now += jump
+    response = site.get()
+    assert response.text == "run 1"
+    assert response.headers["Age"] == age
+    assert (status(response), before[0]) == (before[1], "fwd=uri-miss; stored")
+
+
 def test_fifty_users_at_nine_cost_one_execution(site: Site) -> None:
     """They all wait for the first."""
     gate = threading.Event()
