@@ -1,8 +1,9 @@
 # make test [STRICT=1] [ARGS=...]      run every test, or those of ARGS; STRICT=1 fails
 #                                      where a tool is missing instead of skipping
 # make demo [REDIS_URL=...] [PORT=...] serve the demo; with Redis, from four workers
+# make load [ARGS="coalesce --short"]  measure: streams [SCENARIO], coalesce, dashboard, emitting
 # make client [STATIC=...]             build the browser's scripts from static/src, to be committed
-# make lint | docs | build | installed | load | clean
+# make lint | docs | build | installed | clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -69,7 +70,7 @@ installed: build
 	build/installed/bin/python tests/installed.py
 
 load: $(VENV)/.load
-	$(RUN) -m tests.load.streams $(ARGS)
+	$(RUN) -m tests.load $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info

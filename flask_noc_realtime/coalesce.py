@@ -19,11 +19,13 @@ from .audience import TypeFilter
 from .blueprint import EXTENSION
 from .errors import ConfigError, IdentityError
 from .event import INVALIDATE, patterns_of
-from .flight import Flights, Kept, Landed
+from .flight import Flights, Kept, Landed, first
 from .generation import Unknown
 from .key import canonical, digest
 from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
-from .view import CoalescedView
+from .view import Before, CoalescedView, Raised
+from .weight import weigh
+from .witness import Witness, aside, watched
 
 if TYPE_CHECKING:
     from .extension import State
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _DEFAULT_TTL = 5.0
 _CLASSES = 32
@@ -80,8 +83,8 @@ def coalesce(
         one was emitted is never given a result from before it.
     :param vary: request headers the view reads.
     :param headers: further response headers that everybody gets.
-    :param reads: what the view reads and its result does not depend on: names of headers,
-        ``session``, ``cookies``, ``authorization`` or ``g.user``.
+    :param reads: what is read though the result does not depend on it: names of headers,
+        ``session``, ``cookies``, ``authorization``, ``g.user``, and others that the error names.
     :param max_bytes: larger responses are not shared.
     :param key: for a function: takes its arguments and returns what identifies them.
     :param view: whether it is a view; found out by default.
@@ -137,16 +140,16 @@ class Coalesced:
         self.patterns = {own: (*policy.invalidate_on, own) for own in self.own}
         self._number = next(_numbers)
         self._views: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-        self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._checked: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._outside: tuple[int, Flights[Any]] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        self._held = policy.held
+        self._looks_up = bool(policy.invalidate_on) and policy.scope != "public"
         self._view = CoalescedView(self)
         self._signature, self._plain = _signature(function)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._view.unsound:
-            return self.function(*args, **kwargs)
         if not has_request_context():
             return self._call(args, kwargs)
         # Each look through a proxy costs as much as the look into the store.
@@ -157,11 +160,14 @@ class Coalesced:
         if asked.method not in ("GET", "HEAD"):
             return self.function(*args, **kwargs)
         state = app.extensions.get(EXTENSION) or _state(self.name)
-        self._check_types(state)
+        self._check(state)
+        before = None
+        if self._looks_up:
+            before = self._before(state, self.own_of_view(asked.view_args))
         scope = self._scope(state)
         if scope is _NOBODY:
             return self.function(*args, **kwargs)
-        return self._view(state, asked, scope, args, kwargs)
+        return self._view(state, asked, scope, args, kwargs, before)
 
     def ttl(self, state: State | None) -> float:
         """Return the seconds a result is given out."""
@@ -174,6 +180,11 @@ class Coalesced:
         if self.policy.invalidate_on:
             return process.generations.read(self.patterns[own])
         return process.hub.invalidations.of(own)
+
+    def _before(self, state: State, own: str) -> Before:
+        """Return what holds before it is looked up who shares."""
+        clean = not state.in_transaction()
+        return Before(self.generations(state.process(), own), clean)
 
     def own_of_view(self, view_args: dict[str, Any] | None) -> str:
         """Return the generation of what the URL's values in *view_args* lead to."""
@@ -236,15 +247,11 @@ class Coalesced:
         state: State | None = None
         if has_app_context():
             state = current_app.extensions.get(EXTENSION)
-        scope = self._scope(state)
-        if scope is _NOBODY:
-            return self.function(*args, **kwargs)
         arguments = self._digest(args, kwargs)
         own = self.own[arguments[0] % _CLASSES]
-        key: Hashable = self._number, arguments, None if scope is None else canonical(scope)
         if self.policy.invalidate_on:
             state = state or _state(self.name)
-            self._check_types(state)
+            self._check(state)
             if state.in_transaction():
                 self.warn_of_transaction()
                 return self.function(*args, **kwargs)
@@ -255,31 +262,58 @@ class Coalesced:
             process = state.process()
             flights = process.flights
             capture = functools.partial(self.generations, process, own)
+        # Whoever looks up who shares may begin a transaction, and see nothing newer from then on.
+        seen = capture() if self._looks_up else None
+        scope = self._scope(state)
+        if scope is _NOBODY:
+            return self.function(*args, **kwargs)
+        bound = self._looks_up and state is not None and state.in_transaction()
+        key: Hashable = self._number, arguments, None if scope is None else canonical(scope)
         ttl = self.ttl(state)
         spare: Kept[Any] | None = None
         if self.policy.refreshes or not self.policy.invalidate_on:
-            kept = flights.results.get(key, capture(), flights.clock())
+            seen = capture() if seen is None else seen
+            kept = flights.results.get(key, seen, flights.clock())
             if kept is not None:
                 due = self.policy.due(ttl)
                 if kept.until - flights.clock() > due:
                     return kept.value
                 spare = kept
-
-        def work(generations: Hashable) -> Landed[Any]:
-            value = self.function(*args, **kwargs)
-            if isinstance(value, (Iterator, Awaitable, Response)):
-                # It can be used up once only.
-                return Landed(value, shared=False)
-            known = not isinstance(generations, Unknown)
-            return Landed(value, ttl + self.policy.stale if known else 0.0)
-
+        if seen is not None:
+            capture = first(seen, capture)
+        work = functools.partial(self._work, args, kwargs, ttl)
         try:
-            return flights.fly(key, capture, work, spare=spare).value
+            value = flights.fly(key, capture, work, spare=spare, bound=bound).value
         except Exception:
             if spare is None:
                 raise
             self.log_refresh()
             return spare.value
+        if isinstance(value, Raised):
+            raise value.error
+        return value
+
+    def _work(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], ttl: float, generations: Hashable
+    ) -> Landed[Any]:
+        value, shared = self._execute(args, kwargs)
+        if not shared or isinstance(value, (Iterator, Awaitable, Response)):
+            # The latter can be used up once only.
+            return Landed(value, shared=False)
+        if isinstance(generations, Unknown):
+            return Landed(value)
+        return Landed(value, ttl + self.policy.stale, weight=weigh(value))
+
+    def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """Return what the function returns, and whether others may have it."""
+        if not has_request_context():
+            return self.function(*args, **kwargs), True
+        return self.observe(
+            Witness(self._held),
+            lambda: self.function(*args, **kwargs),
+            "other calls with the same arguments need not have. Pass what it takes from there as "
+            "arguments, or use scope='user'",
+        )
 
     def _digest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return what identifies the arguments, whichever way they are passed."""
@@ -303,6 +337,39 @@ class Coalesced:
 
     # Both.
 
+    def observe(
+        self, witness: Witness, call: Callable[[], T], advice: str
+    ) -> tuple[T | Raised, bool]:
+        """Return what *call* returns, and whether others may have it.
+
+        An error that others need not run into is returned as `Raised`.
+
+        :param advice: for when it reads what is outside the key: who lacks that, what to do.
+        :raises ConfigError: then, in debug and tests, where somebody can do it.
+        """
+        try:
+            with witness:
+                value = call()
+        except Exception as error:
+            if self._sound(witness, advice):
+                raise
+            return Raised(error), False
+        return value, self._sound(witness, advice) and not witness.changed
+
+    def _sound(self, witness: Witness, advice: str) -> bool:
+        uncovered = witness.uncovered
+        if not uncovered:
+            return True
+        message = (
+            f"{self.name} is shared with scope={self.policy.scope!r} and read "
+            f"{', '.join(uncovered)}, which {advice}; if the result does not depend on it, say so "
+            f"with reads={uncovered!r}."
+        )
+        if current_app.debug or current_app.testing:
+            raise ConfigError(message)
+        self.warn(f"{message} Such a result is given to its caller only.", "unsound")
+        return False
+
     def warn_of_transaction(self) -> None:
         """Say, once, that results are neither kept nor shared, and what to do."""
         self.warn(
@@ -312,12 +379,12 @@ class Coalesced:
             "COMMITTED), register that: realtime.transaction_probe(lambda: False)."
         )
 
-    def warn(self, message: str) -> None:
-        """Log a warning once."""
+    def warn(self, message: str, about: str = "") -> None:
+        """Log a warning once, or the first one about something."""
         with self._lock:
-            if message in self._warned:
+            if (about or message) in self._warned:
                 return
-            self._warned.add(message)
+            self._warned.add(about or message)
         _logger.warning(message)
 
     def log_refresh(self) -> None:
@@ -328,9 +395,15 @@ class Coalesced:
 
     def _scope(self, state: State | None) -> Any:
         """Return what those who share have in common, or _NOBODY."""
-        scope = self.policy.scope
-        if scope == "public":
+        if self.policy.scope == "public":
             return None
+        if not watched():
+            return self._shared_by(state)
+        with aside(self.policy.shared_by):
+            return self._shared_by(state)
+
+    def _shared_by(self, state: State | None) -> Any:
+        scope = self.policy.scope
         if not isinstance(scope, str):
             value = scope()
             # As its own type and content: True would meet 1 where the key is looked up.
@@ -354,18 +427,28 @@ class Coalesced:
             return ("permissions", identity.permissions)
         return _NOBODY if identity.user_id is None else ("user", identity.user_id)
 
-    def _check_types(self, state: State) -> None:
-        """Refuse patterns no event can match: a slip there would never be noticed."""
-        if not self.policy.invalidate_on or not state.catalogue.strict or state in self._checked:
+    def _check(self, state: State) -> None:
+        """Refuse, or warn of, what would leave results stale and never be noticed."""
+        if not self.policy.invalidate_on or self._checked.get(state):
             return
-        types = state.catalogue.types()
+        served = has_request_context()
+        if state.catalogue.strict and state not in self._checked:
+            self._check_types(state.catalogue.types())
+        if served:
+            state.process().check_workers(
+                request.environ, "ends results in the worker that emitted it, and not in the others"
+            )
+        state.endings.update(self.policy.invalidate_on)
+        self._checked[state] = served
+
+    def _check_types(self, types: Collection[str]) -> None:
+        """Refuse patterns no event can match."""
         for pattern in self.policy.invalidate_on:
             if not any(map(TypeFilter.parse(pattern).matches, types)):
                 raise ConfigError(
                     f"invalidate_on of {self.name} has {pattern!r}, which no known event "
                     f"matches. Known types: {', '.join(types)}."
                 )
-        self._checked.add(state)
 
 
 class Coalescing:

@@ -22,7 +22,7 @@ from .bridge import Bridge
 from .coalesce import Coalescing
 from .config import Config
 from .errors import ConfigError
-from .event import Catalogue, split_record
+from .event import Catalogue, patterns_of, split_record
 from .ingest import Alert
 from .process import Process, create_broker
 from .recipe import Data, Permissions, User
@@ -50,6 +50,9 @@ class State:
         self._lock = threading.Lock()
         self._process: Process | None = None
         self._jwt_loader: IdentityLoader | None = None
+        self._warned = False
+        self.endings: set[str] = set()
+        """The types and patterns that end results of `coalesce`, as far as they were asked for."""
 
     def identity(self, request: Request) -> Identity | None:
         """Return who *request* comes from; anonymous counts only where the app allows it.
@@ -77,8 +80,24 @@ class State:
         probe = self._extension._transaction_probe
         if probe is not None:
             return probe()
-        session = getattr(current_app.extensions.get("sqlalchemy"), "session", None)
-        return session is not None and session.registry.has() and session().in_transaction()
+        session = _session_in_use()
+        return session is not None and session.in_transaction()
+
+    def _check_committed(self, type: str) -> None:
+        """Warn, once, of an event that tells of what others cannot read yet."""
+        if self._warned or not self.endings or not has_app_context():
+            return
+        if self.endings.isdisjoint(patterns_of(type)):
+            return
+        session = _session_in_use()
+        if session is not None and (session.new or session.dirty or session.deleted):
+            self._warned = True
+            _logger.warning(
+                "%r is emitted while db.session holds changes: until they are committed, whoever "
+                "asks is given results from before them, and these are kept. Emit after the "
+                "commit, or pass on_commit=db.session.",
+                type,
+            )
 
     def emit(
         self,
@@ -88,7 +107,9 @@ class State:
         user_id: str | None = None,
     ) -> str | None:
         """Emit as `NocRealtime.emit` does."""
-        return self.publish(self.encode(type, data, permissions, user_id))
+        record = self.encode(type, data, permissions, user_id)
+        self._check_committed(type)
+        return self.publish(record)
 
     def encode(
         self,
@@ -462,3 +483,9 @@ def _serve_outboxes() -> None:
     state: State = current_app.extensions[EXTENSION]
     for outbox in state.outboxes:
         outbox.serve(current_app._get_current_object(), state.process())  # type: ignore[attr-defined]
+
+
+def _session_in_use() -> Any:
+    """Return the session of Flask-SQLAlchemy that this context has used, if any."""
+    session = getattr(current_app.extensions.get("sqlalchemy"), "session", None)
+    return session() if session is not None and session.registry.has() else None

@@ -11,7 +11,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -151,6 +151,7 @@ class _Flight(Generic[T]):
     :ivar generations: what its leader saw before it read anything; see `known`.
     :ivar leader: the thread or greenlet that flies it, or None while nobody does.
     :ivar turn: counts its leaders, so that a deposed one is recognised.
+    :ivar late: what deposed ones brought, for those who wait and saw the same generations.
     """
 
     changed: threading.Condition
@@ -161,6 +162,7 @@ class _Flight(Generic[T]):
     since: float = 0.0
     followers: int = 0
     outcome: _Outcome[T] | None = None
+    late: list[tuple[Hashable, _Outcome[T]]] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -230,6 +232,7 @@ class Flights(Generic[T]):
         work: Callable[[Hashable], Landed[T]],
         alone: Callable[[], T] | None = None,
         spare: Kept[T] | None = None,
+        bound: bool = False,
     ) -> Flown[T]:
         """Return what *work* brings, doing it at most once for all who may share it.
 
@@ -241,6 +244,8 @@ class Flights(Generic[T]):
         :param work: takes the generations that held before it began.
         :param alone: what a caller does instead whose result nobody else will have.
         :param spare: what the caller is content with while another works out the next.
+        :param bound: whether the caller reads what was there when it captured first: it leads at
+            once, or nobody else has what it brings.
         :raises ReentrantCall: when the caller is itself the work of *key*.
         """
         generations = capture()
@@ -254,7 +259,9 @@ class Flights(Generic[T]):
                 kept = spare if lane is not None else None
             if kept is not None:
                 return Flown(kept.value, How.KEPT, kept.since, kept.until)
-            if self._flies_alone(key, lane, now):
+            outcome: _Outcome[T] | None = None
+            late = bound and lane is not None and not self._joinable(lane.running, generations)
+            if late or self._flies_alone(key, lane, now):
                 flight, turn = None, 0
             elif lane is None:
                 flight = self._new_flight()
@@ -264,13 +271,10 @@ class Flights(Generic[T]):
             else:
                 self._refuse_circle(lane, me)
                 flight = self._board(lane, generations)
-                turn = self._follow(lane, flight, me)
-        if flight is None or lane is None:
-            return self._fly_alone(capture, work, alone)
-        if turn:
+                turn, outcome = self._follow(lane, flight, me, generations, bound)
+        if turn and flight is not None and lane is not None:
             return self._lead(lane, flight, turn, seen, capture, work)
-        assert flight.outcome is not None
-        return flight.outcome.give() or self._fly_alone(capture, work, alone)
+        return (outcome and outcome.give()) or self._fly_alone(capture, work, alone)
 
     def _flies_alone(self, key: Hashable, lane: _Lane[T] | None, now: float) -> bool:
         if self._alone.get(key, None, now) is not None:
@@ -315,27 +319,39 @@ class Flights(Generic[T]):
     def _board(self, lane: _Lane[T], generations: Hashable) -> _Flight[T]:
         """Return the flight that begins, or began, with what the caller has seen."""
         running = lane.running
-        if running.leader is None or (running.known and running.generations == generations):
+        if running.leader is None or self._joinable(running, generations):
             return running
         if lane.queued is None:
             lane.queued = self._new_flight()
         return lane.queued
 
-    def _follow(self, lane: _Lane[T], flight: _Flight[T], me: int) -> int:
-        """Wait until *flight* ended, or return the turn in which it is the caller's to lead."""
+    def _joinable(self, flight: _Flight[T], generations: Hashable) -> bool:
+        return flight.known and flight.generations == generations
+
+    def _follow(
+        self, lane: _Lane[T], flight: _Flight[T], me: int, generations: Hashable, bound: bool
+    ) -> tuple[int, _Outcome[T] | None]:
+        """Wait for the outcome, or return the turn in which the flight is the caller's to lead.
+
+        Who is bound leads no more, and is let go without either.
+        """
         flight.followers += 1
         self._waits[me] = lane
+        late = len(flight.late)
         try:
             while flight.outcome is None:
                 running = lane.running
+                for seen, outcome in flight.late[late:]:
+                    if seen == generations:
+                        return 0, outcome
                 if running is flight and flight.leader is None:
-                    return self._take(flight, me)
+                    return 0 if bound else self._take(flight, me), None
                 left = running.since + self.options.patience - self.clock()
                 if running.leader is not None and left <= 0:
                     self._depose(lane)
                 else:
                     flight.changed.wait(left if left > 0 else self.options.patience)
-            return 0
+            return 0, flight.outcome
         finally:
             flight.followers -= 1
             del self._waits[me]
@@ -377,6 +393,7 @@ class Flights(Generic[T]):
         capture: Callable[[], Hashable],
         work: Callable[[Hashable], Landed[T]],
     ) -> Flown[T]:
+        since = flight.since
         try:
             if generations is None:
                 generations = capture()
@@ -397,7 +414,7 @@ class Flights(Generic[T]):
             self._end(lane, flight, turn, _Outcome(flown))
             return flown
         assert landed is not None
-        return self._land(lane, flight, turn, landed)
+        return self._land(lane, flight, turn, landed, generations, since)
 
     def _depart(
         self, lane: _Lane[T], flight: _Flight[T], turn: int, generations: Hashable
@@ -409,18 +426,30 @@ class Flights(Generic[T]):
                 flight.known = True
             return self.results.get(lane.key, generations, self.clock())
 
-    def _land(self, lane: _Lane[T], flight: _Flight[T], turn: int, landed: Landed[T]) -> Flown[T]:
+    def _land(
+        self,
+        lane: _Lane[T],
+        flight: _Flight[T],
+        turn: int,
+        landed: Landed[T],
+        generations: Hashable,
+        since: float,
+    ) -> Flown[T]:
         with self._lock:
             if flight.turn != turn:
                 # Frozen for a long time, perhaps: what it brings may be older than what is kept.
-                return Flown(landed.value, How.ALONE, flight.since)
+                if landed.shared:
+                    joined = Flown(landed.value, How.JOINED, since)
+                    flight.late.append((generations, _Outcome(joined)))
+                    flight.changed.notify_all()
+                return Flown(landed.value, How.ALONE, since)
             if not landed.shared:
                 self._send_alone(lane)
                 self._end(lane, flight, turn, _Outcome())
-                return Flown(landed.value, How.ALONE, flight.since)
-            since, until = flight.since, self.clock() + landed.ttl
+                return Flown(landed.value, How.ALONE, since)
+            until = self.clock() + landed.ttl
             value = landed.value if landed.stored is None else landed.stored
-            kept = Kept(value, flight.generations, since, until, landed.weight)
+            kept = Kept(value, generations, since, until, landed.weight)
             if landed.ttl <= 0 or not self.results.put(lane.key, kept):
                 until = 0.0
             joined = Flown(landed.value, How.JOINED, since, until)
@@ -442,6 +471,12 @@ class Flights(Generic[T]):
             flight.leader = None
             flight.changed.notify_all()
             self._go_on(lane)
+
+
+def first(seen: Hashable, capture: Callable[[], Hashable]) -> Callable[[], Hashable]:
+    """Return a function that returns what was seen, and from then on what *capture* does."""
+    held = [seen]
+    return lambda: held.pop() if held else capture()
 
 
 def twin(error: Exception) -> Exception:

@@ -14,7 +14,16 @@ Scope = str | Callable[[], Any]
 SCOPES = ("public", "role", "permissions", "user")
 MAX_BYTES = 1024 * 1024
 
-_OWN_READS = {"user": frozenset({"session", "authorization", "g.user"})}
+_HELD_OF_USER = frozenset(
+    {
+        "authorization",
+        "g.user",
+        "identity.permissions",
+        "identity.role",
+        "identity.user",
+        "session",
+    }
+)
 _EARLY = 0.2
 
 
@@ -52,14 +61,22 @@ class Policy:
             check_pattern("invalidate_on", pattern)
 
     @property
-    def covered(self) -> frozenset[str]:
-        """What a view may read, being in the key or declared not to matter."""
-        own = (
-            _OWN_READS.get(self.scope, frozenset()) if isinstance(self.scope, str) else frozenset()
-        )
+    def held(self) -> frozenset[str]:
+        """What of a request may be read: it is in the key, or declared not to matter."""
+        return self.reads | (_HELD_OF_USER if self.scope == "user" else {self.shared_by})
+
+    @property
+    def held_of_view(self) -> frozenset[str]:
+        """What a view may read, which has the headers of `vary` in its key as well."""
         names = self.varies
-        cookies = {"cookies", "session"} if "cookie" in names else set()
-        return self.reads | own | cookies | names
+        return self.held | names | ({"cookies", "session"} if "cookie" in names else set())
+
+    @property
+    def shared_by(self) -> str:
+        """The name under which a witness notes what those who share have in common."""
+        if isinstance(self.scope, str):
+            return f"identity.{self.scope}"
+        return f"scope.{getattr(self.scope, '__qualname__', repr(self.scope))}"
 
     @property
     def varies(self) -> frozenset[str]:

@@ -119,12 +119,7 @@ class Process:
 
     def stream(self, environ: dict[str, Any], request: StreamRequest) -> Any:
         """Return the body of a stream in the transport that fits the server."""
-        if environ.get("wsgi.multiprocess") and not self.broker.shared:
-            self._warn(
-                "NOC_REALTIME_URL is memory:// and the server runs several workers: an event "
-                "reaches only the streams of the worker that emitted it. Set NOC_REALTIME_URL "
-                "to a Redis URL, or run one worker."
-            )
+        self.check_workers(environ, "reaches only the streams of the worker that emitted it")
         self.hub.start()
         patience = environ.get(PATIENCE)
         if patience is not None:
@@ -143,6 +138,17 @@ class Process:
                     "on the worker itself."
                 )
         return PortableStream(self.portable, request)
+
+    def check_workers(self, environ: dict[str, Any], event: str) -> None:
+        """Warn, once, when there are several workers and no broker between them.
+
+        :param event: what becomes of an event then.
+        """
+        if environ.get("wsgi.multiprocess") and not self.broker.shared:
+            self._warn(
+                "NOC_REALTIME_URL is memory:// and the server runs several workers: an event "
+                f"{event}. Set NOC_REALTIME_URL to a Redis URL, or run one worker."
+            )
 
     def close(self) -> None:
         """End streams with a goodbye, and release everything; runs at exit."""

@@ -127,6 +127,7 @@ class Shelf:
         *,
         strict: bool = True,
         due: float = 0.0,
+        since: Hashable | None = None,
     ) -> tuple[How, Landed[T] | None]:
         """Return what another worker brings, or *execute* in place of all of them.
 
@@ -135,6 +136,8 @@ class Shelf:
         :param execute: takes the generations that held before it began.
         :param strict: whether nothing may be kept of which it is not known that it still holds.
         :param due: how many seconds before its end a result is worked out anew, by one.
+        :param since: the generations that held when a transaction began in which *execute* reads;
+            once they hold no more, its result is kept for nobody.
         """
         name = key.hex()
         token = self._pages.token()
@@ -157,6 +160,9 @@ class Shelf:
                         return How.KEPT, Landed(value, look.seconds)
                     self._generations.attempt(functools.partial(self._pages.drop, name))
                 elif look.state == "lead":
+                    if since is not None and look.names != since:
+                        self._give_back(name, token, look, patterns)
+                        break
                     landed, kept = self._lead(key, token, look, patterns, codec, execute)
                     return How.LED, landed if kept or not strict else replace(landed, ttl=0.0)
                 else:
@@ -178,6 +184,11 @@ class Shelf:
         """Wait for the leader in another process, and until its lease lapses at most."""
         rest = look.seconds + _MARGIN + random.uniform(0, _MARGIN)
         return waiter.wait(min(self._lease / 2, rest))
+
+    def _give_back(self, name: str, token: str, look: Look, patterns: Sequence[str]) -> None:
+        """Let another lead, of those who wait by now as well."""
+        commit = functools.partial(self._pages.commit, name, token, LANDED, look, patterns)
+        self._generations.attempt(commit)
 
     def _lead(
         self,

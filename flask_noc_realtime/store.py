@@ -1,7 +1,7 @@
 """The app's own Flask-Caching as the place where the bodies of results are kept.
 
 Who may have a result, and until when, is decided elsewhere: what is kept here is found by a
-reference nobody can guess, and is sealed.
+reference that no other execution has, and is sealed.
 """
 
 from __future__ import annotations
@@ -34,33 +34,38 @@ class Store:
         self._raw = hasattr(backend, "_write_client") and hasattr(backend, "_read_client")
         self._complained = False
 
-    def put(self, value: bytes, seconds: float) -> bytes | None:
-        """Keep *value*, and return the reference it is found by; None when it is not kept."""
-        token = secrets.token_hex(16)
-        key, timeout = _PREFIX + token, max(1, math.ceil(seconds))
+    def put(self, value: bytes, key: bytes, seconds: float) -> bytes | None:
+        """Keep *value* in place of what was kept for *key*.
+
+        Return the reference it is found by, or None when it is not kept. A leader that comes
+        late puts what is old in the place of what is newer: the latter's reference finds neither.
+        """
+        token = secrets.token_hex(16).encode()
+        name, timeout = _PREFIX + key.hex(), max(1, math.ceil(seconds))
         try:
             if self._raw:
-                name = self._backend._get_prefix() + key
-                kept = self._backend._write_client.set(name, value, ex=timeout)
+                name = self._backend._get_prefix() + name
+                kept = self._backend._write_client.set(name, token + value, ex=timeout)
             else:
-                kept = self._backend.set(key, value, timeout=timeout)
+                kept = self._backend.set(name, token + value, timeout=timeout)
         except Exception as error:  # A backend of any kind raises errors of any kind.
             self._complain(error)
             return None
-        return _MAGIC + token.encode() if kept else None
+        return _MAGIC + token if kept else None
 
-    def get(self, reference: bytes) -> bytes | None:
+    def get(self, reference: bytes, key: bytes) -> bytes | None:
         """Return what is kept, or None when it is gone."""
-        key = _PREFIX + reference[len(_MAGIC) :].decode("ascii", "replace")
+        name, token = _PREFIX + key.hex(), reference[len(_MAGIC) :]
         try:
             if self._raw:
-                value = self._backend._read_client.get(self._backend._get_prefix() + key)
+                value = self._backend._read_client.get(self._backend._get_prefix() + name)
             else:
-                value = self._backend.get(key)
+                value = self._backend.get(name)
         except Exception as error:  # As above.
             self._complain(error)
             return None
-        return value if isinstance(value, bytes) else None
+        found = isinstance(value, bytes) and value.startswith(token)
+        return value[len(token) :] if found else None
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
-import threading
 import weakref
 from collections.abc import Hashable
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from flask import Flask, Request, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from .answer import Answer, NotShareable, dropped, now
-from .errors import ConfigError
-from .flight import How, Kept, Landed
+from .flight import How, Kept, Landed, first
 from .generation import Unknown
 from .key import digest
 from .policy import Policy
 from .shelf import Codec, Shelf
 from .store import Store, is_reference, store_of
-from .witness import Witness
+from .witness import PAGE, Witness, unconditional
 
 if TYPE_CHECKING:
     from .coalesce import Coalesced
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 _RESPONSE_OVERHEAD = 1024
 _KEYS = 512
+_FOREIGN = 5
 _WHERE = (
     "QUERY_STRING",
     "wsgi.url_scheme",
@@ -48,7 +48,17 @@ _APART = object()
 """Stands for the response of a view that each caller is to run alone."""
 
 
-class _Raised:
+class Before(NamedTuple):
+    """What held before it was looked up who shares, for which a transaction may have begun.
+
+    :ivar clean: whether none was open.
+    """
+
+    generations: Hashable
+    clean: bool
+
+
+class Raised:
     """An error that belongs to the caller who ran into it."""
 
     def __init__(self, error: Exception) -> None:
@@ -62,14 +72,12 @@ class CoalescedView:
         self.coalesced = coalesced
         self.policy: Policy = coalesced.policy
         self.function = coalesced.function
-        self.unsound = False
-        self._covered = self.policy.covered
+        self._held = self.policy.held_of_view | PAGE
         self._refreshes = self.policy.refreshes
         self._key = lru_cache(_KEYS)(self._new_key)
         self._environ_names = [
             f"HTTP_{name.upper().replace('-', '_')}" for name in self.policy.vary
         ]
-        self._lock = threading.Lock()
         self._codecs: weakref.WeakKeyDictionary[Any, Codec[Answer] | None]
         self._codecs = weakref.WeakKeyDictionary()
 
@@ -80,19 +88,21 @@ class CoalescedView:
         scope: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        before: Before | None = None,
     ) -> Any:
         process = state.process()
         key = self._key_of(state, asked, scope)
         own = self.coalesced.own_of_view(asked.view_args)
         due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
-        seen = self.coalesced.generations(process, own)
+        seen = self.coalesced.generations(process, own) if before is None else before.generations
         kept = self._kept(state, process, key, seen)
         if kept is not None:
             left = kept.until - process.flights.clock()
             if left > due:
                 return self.show_kept(asked, kept.value, left)
+        clean = before is not None and before.clean
         return _ViewCall(self, state, process, asked, key, own, args, kwargs).answer(
-            seen, kept, due
+            seen, kept, due, clean
         )
 
     def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
@@ -165,15 +175,14 @@ class CoalescedView:
         policy = self.policy
         at = now()
         position = g.get("_noc_realtime_position") or process.position()
-        witness = Witness(self._covered)
-        try:
-            with witness:
-                response = self._respond(args, kwargs)
-        except Exception as error:
-            if not self._sound(witness):
-                return Landed(_Raised(error), shared=False)
-            raise
-        if not self._sound(witness) or witness.changed:
+        with unconditional():
+            response, shared = self.coalesced.observe(
+                Witness(self._held),
+                lambda: self._respond(args, kwargs),
+                "other requests with the same key need not have. Use scope='user', or name headers "
+                "in vary=[...]",
+            )
+        if isinstance(response, Raised) or not shared:
             return Landed(response, shared=False)
         response.vary.update(policy.vary)
         try:
@@ -202,28 +211,6 @@ class CoalescedView:
             if error.response is None:
                 raise
             return cast(Response, error.response)
-
-    def _sound(self, witness: Witness) -> bool:
-        """Tell whether what the view read is in its key.
-
-        :raises ConfigError: in debug and tests, where somebody can mend it.
-        """
-        uncovered = witness.uncovered
-        if not uncovered:
-            return True
-        message = (
-            f"{self.coalesced.name} is shared with scope={self.policy.scope!r} and read "
-            f"{', '.join(uncovered)}, which other requests with the same key need not have. "
-            "Use scope='user', or name headers in vary=[...]; if the result does not depend on "
-            f"it, say so with reads={uncovered!r}."
-        )
-        if current_app.debug or current_app.testing:
-            raise ConfigError(message)
-        with self._lock:
-            first, self.unsound = not self.unsound, True
-        if first:
-            _logger.warning("%s Its results are no longer shared.", message)
-        return False
 
     def _warn_of_dropped(self, response: Response) -> None:
         left_out = dropped(response, self.policy.headers)
@@ -257,16 +244,24 @@ class CoalescedView:
             return None
         secret = secret.encode() if isinstance(secret, str) else secret
         own = hashlib.blake2b(secret, digest_size=32, person=b"noc-answer").digest()
+        foreign = itertools.count(1)
 
         def seal(answer: Answer, key: bytes, seconds: float) -> bytes:
             data = answer.seal(own, key)
-            return data if store is None else store.put(data, seconds) or data
+            return data if store is None else store.put(data, key, seconds) or data
 
         def unseal(data: bytes, key: bytes) -> Answer | None:
             found: bytes | None = data
             if is_reference(data):
-                found = None if store is None else store.get(data)
-            return None if found is None else Answer.unseal(found, own, key)
+                found = None if store is None else store.get(data, key)
+            answer = None if found is None else Answer.unseal(found, own, key)
+            if found is not None and answer is None and next(foreign) == _FOREIGN:
+                self.coalesced.warn(
+                    f"{self.coalesced.name} was found {_FOREIGN} times as others had left it, not "
+                    "signed with this worker's SECRET_KEY: give all workers the same, or they "
+                    "work each page out for themselves."
+                )
+            return answer
 
         return Codec(seal, unseal)
 
@@ -303,33 +298,41 @@ class _ViewCall:
         self._shelf: Shelf | None = None
         self._how = How.LED
         self._stored = False
+        self._bound = False
 
-    def answer(self, seen: Hashable, spare: Kept[Any] | None, due: float) -> Any:
+    def answer(self, seen: Hashable, spare: Kept[Any] | None, due: float, clean: bool) -> Any:
         """Return the response, as the work of this caller or of another.
 
         :param seen: the generations that held when the request came.
         :param spare: what is kept, and due to be worked out anew.
         :param due: how many seconds before its end a result is.
+        :param clean: whether no transaction was open before *seen* was read.
         """
         self._seen, self._spare, self._due = seen, spare, due
         self._codec = self._view.codec(self._state, shared=self._process.shelf is not None)
         self._shelf = self._process.shelf if self._codec is not None else None
-        if self._strict and self._state.in_transaction():
+        self._bound = self._strict and self._state.in_transaction()
+        if self._bound and not clean:
             self._view.coalesced.warn_of_transaction()
             return self._alone() if self._spare is None else self._show_spare()
         return self._fly()
 
     def _fly(self) -> Any:
-        flights = self._flights
+        # What was seen first is still before anything this caller reads.
+        capture = self._capture if self._seen is None else first(self._seen, self._capture)
+        if not self._bound:
+            self._seen = None
         try:
-            flown = flights.fly(self._key, self._capture, self._work, self._alone, self._spare)
+            flown = self._flights.fly(
+                self._key, capture, self._work, self._alone, self._spare, self._bound
+            )
         except Exception:
             if self._spare is None:
                 raise
             self._view.coalesced.log_refresh()
             return self._show_spare()
         value = flown.value
-        if isinstance(value, _Raised):
+        if isinstance(value, Raised):
             raise value.error
         if value is _APART:
             return self._alone()
@@ -363,11 +366,7 @@ class _ViewCall:
         return self._view.function(*self._args, **self._kwargs)
 
     def _capture(self) -> Hashable:
-        # What was seen first is still before anything this caller reads.
-        seen, self._seen = self._seen, None
-        if seen is None:
-            return self._view.coalesced.generations(self._process, self._own)
-        return seen
+        return self._view.coalesced.generations(self._process, self._own)
 
     def _work(self, generations: Hashable) -> Landed[Any]:
         if self._shelf is None or self._codec is None or isinstance(generations, Unknown):
@@ -379,6 +378,7 @@ class _ViewCall:
             self._execute,
             strict=self._strict,
             due=self._due if self._spare is not None else 0.0,
+            since=generations if self._bound else None,
         )
         landed = Landed(_APART, shared=False) if found is None else found
         self._stored = landed.ttl > 0

@@ -1,16 +1,20 @@
-"""A witness: sees what a view reads of the request that other requests need not have.
+"""A witness: sees what is read of a request that others with the same key need not have.
 
-A view that is run for one request and answers many must depend on nothing but its key. While
-the witness watches, the request also looks as one for the whole, unconditional page.
+What is run for one request and answers many must depend on nothing but its key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
-from flask import g, request
+from flask import Request, g, request
 from flask.globals import request_ctx
 from werkzeug.datastructures import EnvironHeaders
 
@@ -27,6 +31,7 @@ _KEPT_BY_REQUEST = (
     "accept_encodings",
     "accept_languages",
     "accept_mimetypes",
+    "access_route",
     "authorization",
     "cache_control",
     "cookies",
@@ -39,69 +44,92 @@ _KEPT_BY_REQUEST = (
     "range",
     "user_agent",
 )
-_HARMLESS = frozenset(
+_OF_REQUEST = {
+    **dict.fromkeys(
+        ("data", "files", "form", "get_data", "get_json", "input_stream", "json", "stream"), "body"
+    ),
+    **dict.fromkeys(("args", "full_path", "path", "query_string", "url", "values"), "url"),
+    **dict.fromkeys(("base_url", "root_path", "root_url", "script_root", "url_root"), "url"),
+    **dict.fromkeys(("host", "host_url", "is_secure", "scheme", "server", "view_args"), "url"),
+    "remote_addr": "remote_addr",
+    "remote_user": "remote_user",
+}
+_OF_ENVIRON = {
+    **dict.fromkeys(("PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI", "SCRIPT_NAME"), "url"),
+    **dict.fromkeys(("SERVER_NAME", "SERVER_PORT", "wsgi.url_scheme"), "url"),
+    **dict.fromkeys(("REMOTE_ADDR", "REMOTE_HOST", "REMOTE_PORT"), "remote_addr"),
+    "CONTENT_LENGTH": "content-length",
+    "CONTENT_TYPE": "content-type",
+    "HTTP_TRANSFER_ENCODING": "body",
+    "REMOTE_USER": "remote_user",
+    "wsgi.input": "body",
+}
+# The headers are those by which werkzeug tells a websocket, for each copy of a context.
+_HARMLESS = {"HTTP_CONNECTION", "HTTP_UPGRADE", "REQUEST_METHOD"}
+_OF_SERVERS = ("SERVER_", "flask.", "gunicorn.", "uwsgi.", "werkzeug.", "wsgi.")
+
+_WHO = re.compile("account|auth|csrf|customer|identity|jwt|login|oidc|principal|tenant|user")
+"""Names under which apps and extensions keep who asks."""
+
+PAGE = frozenset(
     {
-        "host",
-        "content-type",
         "content-length",
-        *(c[5:].replace("_", "-").lower() for c in _CONDITIONS),
+        "content-type",
+        "host",
+        "url",
+        *(name[5:].replace("_", "-").lower() for name in _CONDITIONS),
     }
 )
-_WHO = frozenset(
-    {
-        "user",
-        "current_user",
-        "identity",
-        "_login_user",
-        "_jwt_extended_jwt",
-        "_jwt_extended_jwt_user",
-        "_flask_httpauth_user",
-    }
-)
+"""What the key of a page has of each request, or the witness takes away."""
+
 _ALL = "all headers"
-_NO_HEADERS = frozenset({"g.user", "session"})
-_SLOT = "_noc_realtime_witness"
-_watched: dict[type, type] = {}
+_NO_HEADERS = frozenset({"body", "remote_addr", "remote_user", "session", "url"})
+_EVERYTHING = (_ALL, "body", "remote_addr", "remote_user", "url")
+_SESSION_FLAGS = frozenset({"accessed", "modified", "__class__", "__dict__"})
+_SESSION_METHODS = ("__contains__", "__eq__", "__getitem__", "__iter__", "__len__", "__repr__")
+
+_SLOT = "_noc_realtime_watch"
+
+_lock = threading.Lock()
+_current: ContextVar[Witness | None] = ContextVar("flask_noc_realtime.witness", default=None)
 
 
 class Witness:
-    """Watches the current request for as long as it is entered.
+    """Sees what is read of the current request for as long as it is entered.
 
-    :param covered: what the key holds already: names of headers in lower case, ``session``,
-        ``cookies``, ``authorization``, ``g.user``.
+    One that is entered within another's time hands on to it what it cannot account for.
+
+    :param held: what the key holds of the request: names of headers in lower case, ``session``,
+        ``cookies``, ``authorization``, ``g.user`` for all that tells the user, and others under
+        which something is noted.
     """
 
-    def __init__(self, covered: Collection[str]) -> None:
+    def __init__(self, held: Collection[str]) -> None:
         self.seen: set[str] = set()
         self.changed = False
-        self._covered = covered
+        self._held = held
 
     @property
     def uncovered(self) -> list[str]:
-        """What the view read that is outside the key."""
+        """What was read that is outside the key."""
         seen = self.seen
         if _ALL in seen:
-            seen = (seen & _NO_HEADERS) | {_ALL}
-        return sorted(seen - set(self._covered))
+            seen = {name for name in seen if name in _NO_HEADERS or "." in name} | {_ALL}
+        return sorted(name for name in seen if not self._covers(name))
 
     def __enter__(self) -> Witness:
         real = request._get_current_object()  # type: ignore[attr-defined]
-        self._request, environ = real, real.environ
-        self._headers, self._method = real.headers, real.method
-        self._removed = {n: environ.pop(n) for n in _CONDITIONS if n in environ}
-        real.headers = _WatchedHeaders(environ, self.seen)
-        real.method = environ["REQUEST_METHOD"] = "GET"
-        self._forget()
-        self._session = _session()
-        if self._session is not None:
-            self._flags = self._session.accessed, self._session.modified
-            self._session.accessed = self._session.modified = False
-        self._globals = g._get_current_object()
-        self._globals_class = type(self._globals)
-        self._globals.__dict__[_SLOT] = self.seen
-        # Its own __setattr__ would take the class for one of the app's variables.
-        object.__setattr__(self._globals, "__class__", _watching(self._globals_class))
         self._later = len(request_ctx._after_request_functions)
+        self._session = _session()
+        with _lock:
+            self._watch: _Watch = real.__dict__.get(_SLOT) or _Watch(real)
+            self._watch.cover(g._get_current_object(), _watching_g)
+            if self._session is not None:
+                self._watch.cover(self._session, _watching_session)
+                self._modified = self._session.modified
+                self._session.modified = False
+            self._watch.witnesses.append(self)
+        self._token = _current.set(self)
         return self
 
     def __exit__(
@@ -110,64 +138,106 @@ class Witness:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        object.__setattr__(self._globals, "__class__", self._globals_class)
-        self._globals.__dict__.pop(_SLOT, None)
-        if self._session is not None:
-            accessed, modified = self._flags
-            if self._session.accessed:
-                self.seen.add("session")
-            if self._session.modified:
-                self.changed = True
-            self._session.accessed = accessed or self._session.accessed
-            self._session.modified = modified or self._session.modified
-        if len(request_ctx._after_request_functions) != self._later:
-            self.changed = True
-        self._request.headers = self._headers
-        self._request.environ.update(self._removed)
-        self._request.method = self._request.environ["REQUEST_METHOD"] = self._method
-        self._forget()
+        _current.reset(self._token)
+        self.changed = len(request_ctx._after_request_functions) != self._later
+        with _lock:
+            if self._session is not None:
+                self.changed = self.changed or self._session.modified
+                self._session.modified = self._session.modified or self._modified
+            self._watch.leave(self)
+        self._watch.note(self.uncovered)
 
-    def _forget(self) -> None:
-        """Drop what the request worked out from headers that were, or will be, others."""
-        for name in _KEPT_BY_REQUEST:
-            self._request.__dict__.pop(name, None)
+    def _covers(self, name: str) -> bool:
+        return name in self._held or ("g.user" in self._held and _tells_user(name))
 
 
-class _WatchedHeaders(EnvironHeaders):
-    """Notes which headers are read."""
+def watched() -> bool:
+    """Tell whether a witness is at work here."""
+    return _current.get() is not None
 
-    def __init__(self, environ: dict[str, Any], seen: set[str]) -> None:
-        super().__init__(environ)
-        self._seen = seen
 
-    def __getitem__(self, key: str) -> str:  # type: ignore[override]
-        self._note(key)
-        return super().__getitem__(key)
+@contextmanager
+def aside(name: str) -> Iterator[None]:
+    """Have the witness note *name* in place of all that is read meanwhile."""
+    witness = _current.get()
+    before = None if witness is None else set(witness.seen)
+    yield
+    if witness is not None and before is not None:
+        witness.seen.intersection_update(before)
+        witness.seen.add(name)
 
-    def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        self._note(key)
-        return super().get(key, *args, **kwargs)
 
-    def getlist(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        self._note(key)
-        name = f"HTTP_{key.upper().replace('-', '_')}"
-        # The base class looks through all of them, which is none of the view's doing.
-        return [self.environ[name]] if name in self.environ else []
+@contextmanager
+def unconditional() -> Iterator[None]:
+    """Let the request look as one for the whole page, whatever the client has of it."""
+    real = request._get_current_object()  # type: ignore[attr-defined]
+    environ, method = real.environ, real.method
+    removed = {name: environ.pop(name) for name in _CONDITIONS if name in environ}
+    real.method = environ["REQUEST_METHOD"] = "GET"
+    _forget(real)
+    try:
+        yield
+    finally:
+        environ.update(removed)
+        real.method = environ["REQUEST_METHOD"] = method
+        _forget(real)
 
-    def __contains__(self, key: str) -> bool:
-        self._note(key)
-        return super().__contains__(key)
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        self._seen.add(_ALL)
-        return super().__iter__()
+class _Watch:
+    """Watches a request, for all who are at it at the same time: a view may start threads.
 
-    def _note(self, key: str) -> None:
-        name = str(key).lower().replace("_", "-")
-        if name == "cookie":
-            self._seen.add("cookies")
-        elif name not in _HARMLESS:
-            self._seen.add(name)
+    :param real: the request, which looks as always.
+    """
+
+    def __init__(self, real: Any) -> None:
+        self.witnesses: list[Witness] = []
+        self._undo = ExitStack()
+        environ, headers = real.environ, real.headers
+        sent, watched = dict(environ), _WatchedEnviron(environ)
+        watched.__dict__[_SLOT] = self
+        real.environ, real.headers = watched, _WatchedHeaders(watched)
+        _forget(real)
+
+        def undo() -> None:
+            environ.update([(k, v) for k, v in dict.items(watched) if sent.get(k) is not v])
+            real.environ, real.headers = environ, headers
+            _forget(real)
+
+        self._undo.callback(undo)
+        self.cover(real, _watching_request)
+
+    def cover(self, thing: Any, watching: Callable[[type], type]) -> None:
+        """Watch *thing* as well, until the last witness has left."""
+        if _SLOT in thing.__dict__:
+            return
+        kind = type(thing)
+        thing.__dict__[_SLOT] = self
+        # Its own __setattr__ would take the class for one of the app's variables.
+        object.__setattr__(thing, "__class__", watching(kind))
+
+        def undo() -> None:
+            object.__setattr__(thing, "__class__", kind)
+            del thing.__dict__[_SLOT]
+
+        self._undo.callback(undo)
+
+    def leave(self, witness: Witness) -> None:
+        """End with the last witness."""
+        self.witnesses.remove(witness)
+        if not self.witnesses:
+            self._undo.close()
+
+    def note(self, names: Iterable[str]) -> None:
+        """Tell the witness at work here, or all where none is: threads begin without."""
+        here = _current.get()
+        for witness in list(self.witnesses) if here is None else [here]:
+            witness.seen.update(names)
+
+
+def _forget(real: Any) -> None:
+    """Drop what the request worked out from headers that were, or will be, others."""
+    for name in _KEPT_BY_REQUEST:
+        real.__dict__.pop(name, None)
 
 
 def _session() -> Any:
@@ -177,24 +247,118 @@ def _session() -> Any:
     return held.get("_session", held.get("session"))
 
 
-def _watching(kind: type) -> type:
-    """Return a subclass of the app's class of `g` that notes who asks for the user."""
-    known = _watched.get(kind)
-    if known is not None:
-        return known
+# The names under which something is noted.
 
-    def note(self: Any, name: str) -> None:
-        if name in _WHO:
-            held = object.__getattribute__(self, "__dict__")
-            held.get(_SLOT, set()).add("g.user")
+Names = tuple[str, ...]
+
+
+@lru_cache(256)
+def _of_environ(key: str) -> Names:
+    if key in _OF_ENVIRON:
+        return (_OF_ENVIRON[key],)
+    if key in _HARMLESS or key.startswith(_OF_SERVERS):
+        return ()
+    if key.startswith("HTTP_"):
+        name = key[5:].replace("_", "-").lower()
+        return ("cookies" if name == "cookie" else name,)
+    return (f"environ.{key.lower()}",)
+
+
+@lru_cache(256)
+def _of_request(name: str) -> Names:
+    if name in _OF_REQUEST:
+        return (_OF_REQUEST[name],)
+    own = not name.startswith("__") and not hasattr(Request, name)
+    return (f"request.{name.lower()}",) if own and _WHO.search(name.lower()) else ()
+
+
+@lru_cache(256)
+def _of_g(name: str) -> Names:
+    return (f"g.{name.lower()}",) if _WHO.search(name.lower()) else ()
+
+
+def _of_session(name: str) -> Names:
+    return () if name in _SESSION_FLAGS else ("session",)
+
+
+def _tells_user(name: str) -> bool:
+    own = name.startswith(("g.", "request.", "environ.")) and _WHO.search(name)
+    return bool(own) or name == "remote_user"
+
+
+# What takes the place of something for as long as it is watched.
+
+NamesOf = Callable[[str], Names]
+
+
+def _note(thing: Any, names: Names) -> None:
+    if names:
+        watch: _Watch | None = object.__getattribute__(thing, "__dict__").get(_SLOT)
+        if watch is not None:
+            watch.note(names)
+
+
+def _noting(kind: type, method: str, names_of: NamesOf) -> Callable[..., Any]:
+    """Return a method that notes its first argument, and does what that of *kind* does."""
+    inner = getattr(kind, method)
+
+    def noted(self: Any, *args: Any) -> Any:
+        _note(self, names_of(str(args[0]) if args else ""))
+        return inner(self, *args)
+
+    return noted
+
+
+def _watching(
+    kind: type, of_attribute: NamesOf, methods: Collection[str] = (), of_argument: NamesOf = _of_g
+) -> type:
+    """Return a subclass that notes which attributes are read, and what *methods* are asked."""
 
     class Watched(kind):  # type: ignore[misc]  # made for a class known only now
+        __slots__ = ()
+
         def __getattribute__(self, name: str) -> Any:
-            note(self, name)
+            _note(self, of_attribute(name))
             return super().__getattribute__(name)
 
-        def get(self, name: str, default: Any = None) -> Any:
-            note(self, name)
-            return super().get(name, default)
+    for method in methods:
+        setattr(Watched, method, _noting(kind, method, of_argument))
+    return Watched
 
-    return _watched.setdefault(kind, Watched)
+
+@lru_cache(None)
+def _watching_g(kind: type) -> type:
+    return _watching(kind, _of_g, ("__contains__", "get", "pop", "setdefault"))
+
+
+@lru_cache(None)
+def _watching_request(kind: type) -> type:
+    return _watching(kind, _of_request)
+
+
+@lru_cache(None)
+def _watching_session(kind: type) -> type:
+    # Flask 3.0 leaves it to the class to notice that it is read, and not all do.
+    return _watching(kind, _of_session, _SESSION_METHODS, lambda _: ("session",))
+
+
+class _WatchedEnviron(dict[str, Any]):
+    """Notes what is read of a WSGI environment."""
+
+
+for _method in ("__contains__", "__getitem__", "get", "pop", "setdefault"):
+    setattr(_WatchedEnviron, _method, _noting(dict, _method, _of_environ))
+for _method in ("__iter__", "__or__", "copy", "items", "keys", "values"):
+    setattr(_WatchedEnviron, _method, _noting(dict, _method, lambda _: _EVERYTHING))
+
+
+class _WatchedHeaders(EnvironHeaders):
+    """Looks into a watched environment for no more than is asked."""
+
+    def getlist(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        # The base class looks through all of them, which is none of the view's doing.
+        return [self[key]] if key in self else []
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        _note(self.environ, (_ALL,))
+        return iter(EnvironHeaders(dict(dict.items(self.environ))))

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "flask_noc_realtime"
 
 PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor")
-PURE += ("ingest", "notice", "recipe", "rollout", "wheel")
+PURE += ("ingest", "notice", "recipe", "rollout", "weight", "wheel")
 THREADS = ("combine", "flight", "health", "metrics")
 TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {

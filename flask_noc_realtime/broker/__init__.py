@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 
 from ..eventlog import Entry
 
+MAX_GENERATIONS = 10_000
+"""Generations kept, about; beyond that all are forgotten, and so is every result they name."""
+
 
 class Claim(NamedTuple):
     """A stream's place among those of its user.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import BrokerUnavailable
 from ..event import generations_of
 from ..eventlog import Entry, EventLog
-from . import Change, Claim, Leased, Sink, Terms
+from . import MAX_GENERATIONS, Change, Claim, Leased, Sink, Terms
 
 _KEPT_LIMIT = 100_000
 
@@ -46,7 +46,8 @@ class MemoryBroker:
         self._standing: bytes | None = None
         self._max_events = max_events
         self._published: OrderedDict[str, str] = OrderedDict()
-        self._generations: dict[str, str] = {}
+        # What has no name of its own has that of nothing.
+        self._generations = {"": self._epoch}
         self._leases: dict[str, dict[str, None]] = {}
         self._kept: Kept = OrderedDict()
         self._said: Kept = OrderedDict()
@@ -77,7 +78,8 @@ class MemoryBroker:
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
         self._reach()
         newest = self._generations
-        return tuple([newest.get(pattern, self._epoch) for pattern in patterns])
+        unnamed = newest[""]
+        return tuple([newest.get(pattern, unnamed) for pattern in patterns])
 
     def follows(self, position: str, other: str) -> bool:
         return False
@@ -160,7 +162,7 @@ class MemoryBroker:
                 self._epoch = secrets.token_hex(6)
                 self._log.restart(f"{self._epoch}-{self._log.end + 1}")
                 self._published.clear()
-                self._generations.clear()
+                self._generations = {"": self._epoch}
                 self._kept.clear()
                 self._said.clear()
                 self._standing = None
@@ -182,6 +184,8 @@ class MemoryBroker:
         self._log.append(entry)
         for pattern in generations_of(entry.rule):
             self._generations[pattern] = entry.position
+        if len(self._generations) > MAX_GENERATIONS:
+            self._generations = {"": entry.position}
         self._published[key] = entry.position
         if len(self._published) > self._max_events:
             self._published.popitem(last=False)

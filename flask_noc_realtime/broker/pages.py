@@ -15,13 +15,26 @@ from typing import Any, NamedTuple
 
 LANDED, FAILED, ALONE = "landed", "failed", "alone"
 
+# What others put in the place of a hash goes: a script that fails looks like Redis being away.
+_READ = """
+local function read(key, ...)
+  local found = redis.pcall('HMGET', key, ...)
+  if not found.err then return found end
+  redis.call('DEL', key)
+  return {}
+end
+"""
+# A node that takes no writes tells nothing: events are emitted elsewhere, or will be.
 # A generation that Redis lost gets a name it never had: the old one could come back with it.
-NAMES = """
+NAMES = (
+    _READ
+    + """
 local function names_of(key, patterns)
   if #patterns == 0 then return {} end
-  local names = redis.call('HMGET', key, unpack(patterns))
+  local names = read(key, unpack(patterns))
+  redis.call('HDEL', key, '')
   for i, pattern in ipairs(patterns) do
-    if not names[i] then
+    if not names[i] or string.find(names[i], '[^!-~]') then
       local time = redis.call('TIME')
       names[i] = 'from-' .. time[1] .. '-' .. time[2]
       redis.call('HSET', key, pattern, names[i])
@@ -30,16 +43,17 @@ local function names_of(key, patterns)
   return names
 end
 """
+)
 _LOOK_UP = (
     NAMES
     + """
 local page, flight, token, lease, due = KEYS[2], KEYS[3], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local names = names_of(KEYS[1], {unpack(ARGV, 4)})
 local seen = table.concat(names, ' ')
-local kept = redis.call('HMGET', page, 'names', 'value')
+local kept = read(page, 'names', 'value')
 if kept[1] == seen and kept[2] then
   local left = redis.call('PTTL', page)
-  if token == '' or left > due or redis.call('HGET', flight, 'names') == seen then
+  if token == '' or left > due or read(flight, 'names')[1] == seen then
     return {names, 'kept', left, kept[2]}
   end
 elseif kept[1] == 'alone' then
@@ -47,7 +61,7 @@ elseif kept[1] == 'alone' then
 elseif token == '' then
   return {names, 'none', 0}
 end
-local held = redis.call('HMGET', flight, 'token', 'names')
+local held = read(flight, 'token', 'names')
 if held[1] and held[1] ~= token and held[2] == seen then
   return {names, 'wait', redis.call('PTTL', flight)}
 end
@@ -61,7 +75,7 @@ _COMMIT = (
     + """
 local page, flight, channel = KEYS[2], KEYS[3], KEYS[4]
 local token, name, outcome, ttl, seen, value = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if redis.call('HGET', flight, 'token') ~= token then return 0 end
+if read(flight, 'token')[1] ~= token then return 0 end
 redis.call('DEL', flight)
 local stored = 0
 if outcome == 'alone' then
@@ -70,6 +84,7 @@ if outcome == 'alone' then
   redis.call('PEXPIRE', page, ttl)
 elseif tonumber(ttl) > 0 then
   if table.concat(names_of(KEYS[1], {unpack(ARGV, 7)}), ' ') == seen then
+    redis.call('DEL', page)
     redis.call('HSET', page, 'names', seen, 'value', value)
     redis.call('PEXPIRE', page, ttl)
     stored = 1
@@ -79,16 +94,19 @@ redis.call('PUBLISH', channel, name .. ' ' .. outcome)
 return stored
 """
 )
-_RENEW = """
+_RENEW = (
+    _READ
+    + """
 local held = {}
 for i, flight in ipairs(KEYS) do
   held[i] = 0
-  if redis.call('HGET', flight, 'token') == ARGV[i + 1] then
+  if read(flight, 'token')[1] == ARGV[i + 1] then
     held[i] = redis.call('PEXPIRE', flight, ARGV[1])
   end
 end
 return held
 """
+)
 _DROP = "return redis.call('DEL', KEYS[1])"
 
 SCRIPTS = {
@@ -153,7 +171,7 @@ class Pages:
         keys = [self._generations_key, self._page_key + name, self._flight_key + name]
         arguments = [token, round(lease * 1000), round(due * 1000), *patterns]
         reply = self._run("pages.look_up", keys, arguments)
-        names = tuple([each.decode() for each in reply[0]])
+        names = tuple([str(each, "ascii") for each in reply[0]])
         value = reply[3] if len(reply) > 3 else None
         return Look(names, reply[1].decode(), max(0, reply[2]) / 1000, value)
 
@@ -243,8 +261,15 @@ class Waiter:
         self._event.set()
 
     def wait(self, seconds: float) -> str:
-        """Return how it ended, or nothing when it did not within *seconds*."""
-        return self._outcome if self._event.wait(seconds) else ""
+        """Return how it ended, or nothing when it did not within *seconds*.
+
+        Look again afterwards: what comes from now on ends the next wait.
+        """
+        if not self._event.wait(seconds):
+            return ""
+        outcome = self._outcome
+        self._event.clear()
+        return outcome
 
     def close(self) -> None:
         """Stop noticing."""

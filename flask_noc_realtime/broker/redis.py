@@ -20,10 +20,10 @@ from redis.sentinel import Sentinel
 from ..errors import BrokerUnavailable, ConfigError, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
-from . import Change, Claim, Leased, Sink, Terms
+from . import MAX_GENERATIONS, Change, Claim, Leased, Sink, Terms
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
-from .command import Script, ask
+from .command import Script, ask_primary
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
@@ -41,11 +41,12 @@ local function append(record, key, patterns)
     moved[#moved + 1] = position
   end
   if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
+  if redis.call('HLEN', generations) > MAX_GENERATIONS then redis.call('DEL', generations) end
   redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
   before = position
   return position
 end
-"""
+""".replace("MAX_GENERATIONS", str(MAX_GENERATIONS))
 # A second attempt looks for the first in the log, only as far back as it can be: all of a large
 # history takes longer than any timeout, and the outage would never end. It leaves its own key
 # where a first one that was merely late finds it.
@@ -281,7 +282,9 @@ class RedisBroker:
 
     def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
         names = self._read_fields(self._generations_key, patterns)
-        if None in names:
+        try:
+            return tuple([str(name, "ascii") for name in names])
+        except (TypeError, UnicodeDecodeError):  # There is none, or one that is not of ours.
             names = self._run("generations", [self._generations_key], patterns)
         return tuple([str(name, "ascii") for name in names])
 
@@ -407,8 +410,10 @@ class RedisBroker:
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
         try:
-            return ask(self._client(), "HMGET", key, *fields)
+            return ask_primary(self._client(), key, "HMGET", key, *fields)
         except (redis.RedisError, OSError) as error:
+            if str(error).startswith("WRONGTYPE"):
+                return [None] * len(fields)
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:

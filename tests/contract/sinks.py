@@ -17,9 +17,9 @@ LIMIT = 512 * 1024
 _keys = count(1)
 
 
-def record(number: int, size: int = 0) -> bytes:
+def record(number: int, size: int = 0, type: str = "log.added") -> bytes:
     """Return the record of a numbered event."""
-    return Event("log.added", {"n": number, "padding": "x" * size}, NOW).record(LIMIT)
+    return Event(type, {"n": number, "padding": "x" * size}, NOW).record(LIMIT)
 
 
 def key() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.conftest import RedisFactory
 from tests.redis_server import RedisServer
 
 PREFIX = "noc-realtime:"
+TIMEOUT = 20.0
 
 
 def prepare(worker: Worker) -> None:
@@ -108,6 +110,19 @@ def test_a_page_is_worked_out_once_for_all_workers(site: list[Worker], path: str
     assert len(one.runs) == 1
 
 
+@pytest.mark.parametrize("path", ["/strict", "/timed"])
+def test_a_page_is_as_old_in_every_worker(
+    site: list[Worker], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is where it was worked out, also on its way from one to the other."""
+    now = [1_800_000_000.0]
+    monkeypatch.setattr("flask_noc_realtime.view.now", lambda: now[0])
+    one, other = site
+    one.text(path)
+    now[0] += 7.5
+    assert [worker.get(path).headers["Age"] for worker in (other, other, one)] == ["7"] * 3
+
+
 def test_an_event_ends_it_for_all(site: list[Worker]) -> None:
     """What a cache holds of it is found no more."""
     one, other = site
@@ -128,6 +143,50 @@ def test_the_cache_holds_the_page_where_others_find_it(site: list[Worker]) -> No
         assert values == []
     else:
         assert [b"strict 1" in value for value in values] == [True]
+
+
+def test_the_cache_holds_each_page_once_however_many_events_come(site: list[Worker]) -> None:
+    """What the app itself keeps there would have to make room for pages nobody is given."""
+    one, other = site
+    one.text("/strict")
+    kept = len(Kept(one).values())
+    for number in range(1, 8):
+        emit(one)
+        expected = (one, other)[number % 2].text("/strict")
+        assert one.text("/strict") == other.text("/strict") == expected
+    assert len(Kept(one).values()) == kept
+
+
+@pytest.mark.parametrize("kind", ["FileSystemCache", "RedisCache"])
+def test_what_an_overtaken_leader_puts_in_a_pages_place_is_given_to_nobody(
+    kind: str, server: RedisServer, tmp_path: Path
+) -> None:
+    """It is signed, for the same key, and from before the event that ended it."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(worker: Worker) -> None:
+        Cache(worker.app)
+
+        @worker.app.get("/slow")
+        @coalesce(scope="public", ttl=60, invalidate_on=["incident.*"])
+        def view() -> str:
+            text = "new" if begun.is_set() else "old"
+            if text == "old":
+                begun.set()
+                assert go.wait(TIMEOUT)
+            return text
+
+    server.client().flushall()
+    config = {"CACHE_TYPE": kind, "CACHE_DIR": str(tmp_path), "CACHE_REDIS_URL": server.url}
+    with workers(3, slow, NOC_REALTIME_URL=server.url, **config) as (one, other, third):
+        late = threading.Thread(target=one.text, args=["/slow"])
+        late.start()
+        assert begun.wait(TIMEOUT)
+        emit(other)
+        assert other.text("/slow") == "new"
+        go.set()
+        late.join(TIMEOUT)
+        assert [worker.text("/slow") for worker in (third, other, one)] == ["new"] * 3
 
 
 def test_what_the_app_throws_away_is_worked_out_anew(site: list[Worker]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from flask_noc_realtime.audience import TypeFilter
 from flask_noc_realtime.broker import Broker
+from flask_noc_realtime.broker.memory import MemoryBroker
 from flask_noc_realtime.event import notice, patterns_of
 from tests.contract.conftest import BrokerFactory
 from tests.contract.sinks import RecordingSink, key, record
@@ -97,3 +98,27 @@ def test_all_workers_see_the_same_generations(redis: RedisServer, connect: Broke
     assert one.generations(PATTERNS) == other.generations(PATTERNS)
     one.publish(record(1), key())
     assert one.generations(PATTERNS) == other.generations(PATTERNS)
+
+
+def test_generations_of_types_without_end_are_bounded(broker: Broker) -> None:
+    """Where types are free, one for each sensor, say; results end once, and none comes back."""
+    seen = [broker.generations(["quiet.*"])]
+    for first in range(0, 8000, 1000):
+        types = [f"sensor{number}.changed" for number in range(first, first + 1000)]
+        broker.publish_all([(record(1, type=type), key()) for type in types], again=False)
+        seen.append(broker.generations(["quiet.*"]))
+    assert size(broker) < 12_500
+    assert len(set(seen)) == 2
+    before = broker.generations(["quiet.*", "sensor1.*"])
+    broker.publish(record(1, type="quiet.changed"), key())
+    after = broker.generations(["quiet.*", "sensor1.*"])
+    assert after[:1] not in seen
+    assert before[1] == after[1]
+
+
+def size(broker: Broker) -> int:
+    """Return how many generations are kept."""
+    if isinstance(broker, MemoryBroker):
+        return len(broker._generations)
+    client = broker._client()  # type: ignore[attr-defined]
+    return int(client.hlen(broker._generations_key))  # type: ignore[attr-defined]

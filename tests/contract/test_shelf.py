@@ -154,6 +154,17 @@ def waiting(worker: Worker, work: Callable[[Hashable], Landed[str]]) -> Caller:
     return caller
 
 
+def noting(look_up: Callable[..., Look], looks: list[str]) -> Callable[..., Look]:
+    """Return what looks up, and notes what was found."""
+
+    def noted(*args: Any, **options: Any) -> Look:
+        look = look_up(*args, **options)
+        looks.append(look.state)
+        return look
+
+    return noted
+
+
 def test_a_result_of_one_worker_is_given_out_by_the_other(workers: tuple[Worker, Worker]) -> None:
     """For the rest of its time, and not begun anew."""
     one, other = workers
@@ -200,6 +211,29 @@ def test_a_result_that_an_event_overtook_is_not_kept(workers: tuple[Worker, Work
     assert one.look().value == CODEC.seal("new", KEY, 60.0)
 
 
+def test_of_all_who_wait_for_what_an_event_overtook_one_leads(
+    redis: RedisServer, connect: BrokerFactory
+) -> None:
+    """The others wait again, as if they had just come."""
+    made = [Worker(connect(redis.url, namespace="overtaken")) for _ in range(4)]
+    old, new = Gate(Landed("old", 60.0)), Gate(Landed("new", 60.0))
+    looks: list[str] = []
+    for worker in made:
+        worker.broker.pages.look_up = noting(worker.broker.pages.look_up, looks)  # type: ignore[method-assign]
+    leader = leading(made[0], old)
+    followers = [Caller(lambda worker=worker: worker.obtain(new)) for worker in made[1:]]
+    wait_until(lambda: looks.count("wait") == 3, TIMEOUT, "they wait")
+    made[0].broker.publish(record(1), key())
+    old.go.set()
+    assert leader.result() == (How.LED, Landed("old", 0.0))
+    wait_until(lambda: looks.count("wait") >= 5, TIMEOUT, "they wait again")
+    new.go.set()
+    assert sorted(follower.result()[0].value for follower in followers) == ["kept", "kept", "led"]
+    assert len(looks) < 20
+    for worker in made:
+        worker.shelf.close()
+
+
 def test_the_leader_sees_generations_from_before_it_reads(workers: tuple[Worker, Worker]) -> None:
     """They are those of the step that gave it the lease."""
     one, _ = workers
@@ -209,6 +243,28 @@ def test_the_leader_sees_generations_from_before_it_reads(workers: tuple[Worker,
     gate.go.set()
     leader.result()
     assert gate.generations == before
+
+
+def test_who_reads_in_a_transaction_from_before_an_event_leads_nobody(
+    workers: tuple[Worker, Worker],
+) -> None:
+    """The lease is free again at once, and nothing is kept."""
+    one, other = workers
+    since = one.broker.generations(PATTERNS)
+    seen: list[Hashable] = []
+
+    def work(generations: Hashable) -> Landed[str]:
+        seen.append(generations)
+        return Landed("old", 60.0)
+
+    one.broker.publish(record(1), key())
+    how, landed = one.shelf.obtain(KEY, PATTERNS, CODEC, work, since=since)
+    assert (how, landed) == (How.LED, Landed("old", 60.0))
+    assert isinstance(seen[0], Unknown)
+    assert one.look().state == "none"
+    assert other.obtain(other.execute("new")) == (How.LED, Landed("new", 60.0))
+    since = one.broker.generations(PATTERNS)
+    assert one.shelf.obtain(KEY, PATTERNS, CODEC, work, since=since)[0] is How.KEPT
 
 
 def test_without_patterns_no_event_ends_it(workers: tuple[Worker, Worker]) -> None:

@@ -1,1 +1,1 @@
-"""The load benchmark: `python -m tests.load.streams --help`."""
+"""The load benchmarks: `python -m tests.load [streams|coalesce|dashboard|emitting] --help`."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from werkzeug.exceptions import ServiceUnavailable
 
-from tests.contract.test_zero_stale import (
+from tests.load.coalesce_site import AIOCACHE, CASHEWS, DOGPILE, FLASK_CACHING, OURS, Library
+from tests.stale import (
     PAGES,
     Cancelled,
     Disturb,
@@ -27,7 +28,6 @@ from tests.contract.test_zero_stale import (
     Store,
     disturbance,
 )
-from tests.load.coalesce_site import AIOCACHE, CASHEWS, DOGPILE, FLASK_CACHING, OURS, Library
 
 TTL = 600
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing, require
+from tests.load import __main__ as load
 from tests.load import coalesce, dashboard, emitting, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
@@ -55,6 +56,14 @@ def programs() -> None:
     """Require what every scenario needs."""
     require("gcc")
     require("redis-server")
+
+
+@pytest.mark.parametrize("name", ["", *load.BENCHMARKS])
+def test_make_load_reaches_every_benchmark(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its name; without one it is that of streams, whose scenarios need none."""
+    with pytest.raises(SystemExit, match="0"):
+        load.main([*filter(None, [name]), "--help"])
+    assert f"tests.load.{name or 'streams'}" in capsys.readouterr().out
 
 
 def smoke(scenario: str, **options: Any) -> Report:

@@ -73,6 +73,16 @@ def create() -> Flask:
             abort(503)
         return f"{version} {os.getpid()}"
 
+    @app.get("/spin/<name>")
+    @coalesce(scope="public", ttl=30, invalidate_on=["incident.*"])
+    def spin(name: str) -> Any:
+        """Let nobody in this worker run for as long as is asked, the first time."""
+        data.ran(name)
+        until = time.monotonic() + request.args.get("seconds", 1.0, float)
+        while len(data.runs(name)) == 1 and time.monotonic() < until:
+            pass
+        return f"{data.version()} {os.getpid()}"
+
     @app.get("/timed/<name>")
     @coalesce(scope="public", ttl=30)
     def timed(name: str) -> Any:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from flask import Flask, Response
+from flask import (
+    Flask,
+    Request,
+    Response,
+    abort,
+    copy_current_request_context,
+    g,
+    request,
+    session,
+)
 
 from flask_noc_realtime import ConfigError, Identity, NocRealtime, coalesce
 from flask_noc_realtime.flight import ReentrantCall
@@ -186,6 +195,189 @@ def test_recursion_with_other_arguments_is_fine() -> None:
     assert fibonacci(50) == 12586269025
 
 
+# What a function reads of the request it is called in.
+
+READERS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: request.headers["X-User"], "x-user"),
+    (lambda: request.cookies.get("user"), "cookies"),
+    (lambda: request.authorization, "authorization"),
+    (lambda: session.get("user"), "session"),
+    (lambda: g.user, "g.user"),
+    (lambda: request.args["user"], "url"),
+    (lambda: request.view_args, "url"),
+    (lambda: request.get_data(), "body"),
+]
+FUNCTION: dict[str, Any] = {"ttl": 60, "view": False}
+
+
+def look_first() -> None:
+    """Look at everything, as apps do before a view."""
+    g.user = request.headers["X-User"]
+    assert request.args["user"] == session.setdefault("user", g.user) == g.user
+    assert request.cookies is not None
+    assert request.authorization is None
+
+
+def serve(app: Flask, load: Callable[[], Any]) -> Callable[[str], str]:
+    """Return what calls *load* in a view that is not coalesced, for a user."""
+    app.secret_key = "test"
+    app.before_request(look_first)
+    app.add_url_rule("/", "view", lambda: str(load()))
+
+    def get(user: str) -> str:
+        return app.test_client().get(f"/?user={user}", headers={"X-User": user}).text
+
+    return get
+
+
+@pytest.mark.parametrize(("read", "name"), READERS)
+def test_in_tests_a_function_that_reads_the_request_is_an_error(
+    app: Flask, read: Callable[[], Any], name: str
+) -> None:
+    """What it reads is none of its arguments."""
+    get = serve(app, coalesce(scope="public", **FUNCTION)(read))
+    with pytest.raises(
+        ConfigError, match=rf"read {name}.*arguments.*scope='user'.*reads=\['{name}'"
+    ):
+        get("ada")
+
+
+@pytest.mark.parametrize(("read", "name"), READERS)
+def test_in_production_it_is_not_shared(
+    app: Flask, read: Callable[[], Any], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is given what was worked out for another user, whatever it comes from."""
+    app.testing = False
+    counter = Counter()
+
+    @coalesce(scope="public", ttl=60)
+    def load() -> Any:
+        return counter(), read()
+
+    get = serve(app, load)
+    texts = [get(user) for user in ("ada", "bob", "bob")]
+    assert len(set(texts)) == 3
+    if name in ("x-user", "session", "g.user"):
+        assert "bob" in texts[1]
+    assert caplog.text.count("given to its caller only") == 1
+
+
+@pytest.mark.parametrize(("read", "name"), READERS)
+def test_what_a_function_declares_it_may_read(
+    app: Flask, read: Callable[[], Any], name: str
+) -> None:
+    """The app's author knows better."""
+    counter = Counter()
+
+    @coalesce(scope="public", ttl=60, reads=[name, "content-length"])
+    def load() -> int:
+        read()
+        return counter()
+
+    get = serve(app, load)
+    assert get("ada") == get("bob") == "1"
+
+
+def test_a_function_that_reads_no_request_is_shared_in_requests(app: Flask) -> None:
+    """Whatever the view around it reads."""
+    counter = Counter()
+    load = coalesce(scope="public", **FUNCTION)(counter)
+    get = serve(app, lambda: f"{load('north')} {request.headers['X-User']} {session['user']}")
+    assert [get("ada"), get("bob")] == ["1 ada ada", "1 bob bob"]
+
+
+def test_an_error_that_comes_of_what_it_read_belongs_to_its_caller(app: Flask) -> None:
+    """Those who wait for it may be let in."""
+    app.testing = False
+    begun, go = threading.Event(), threading.Event()
+
+    @coalesce(scope="public", ttl=60)
+    def load() -> str:
+        begun.set()
+        assert go.wait(TIMEOUT)
+        if request.headers["X-User"] != "ada":
+            abort(403)
+        return "for ada"
+
+    get = serve(app, load)
+    flights = app.extensions["noc_realtime"].process().flights
+    found: dict[str, str] = {}
+    threads = []
+    for user in ("bob", "ada"):
+        thread = threading.Thread(target=lambda user=user: found.update({user: get(user)}))
+        thread.start()
+        threads.append(thread)
+        assert begun.wait(TIMEOUT)
+    wait_until(lambda: flights.waiting == 1, TIMEOUT, "ada waits for bob")
+    go.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert found["ada"] == "for ada"
+    assert "Forbidden" in found["bob"]
+
+
+def identified(app: Flask) -> None:
+    """Tell users by a header; all are operators."""
+    realtime = app.extensions["noc_realtime"]._extension
+    realtime.identity_loader(lambda request: Identity(request.headers["X-User"], "operator"))
+
+
+def test_a_page_may_call_a_function_that_the_same_people_share(app: Flask) -> None:
+    """That the identity is looked up again, from a header, is not what the page depends on."""
+    identified(app)
+    counter = Counter()
+    load = coalesce(scope="role", **FUNCTION)(lambda: counter())
+    get = serve(app, lambda: "")
+    app.view_functions["view"] = coalesce(scope="role", ttl=60, view=True)(lambda: str(load()))
+    assert get("ada") == "1"
+    app.view_functions["view"] = coalesce(scope="user", ttl=60, view=True)(lambda: str(load()))
+    assert get("ada") == "1"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_page_depends_on_whose_result_its_functions_return(app: Flask, times: int) -> None:
+    """Whether they work it out, or it is kept."""
+    identified(app)
+    load = coalesce(scope="user", **FUNCTION)(lambda: request.authorization)
+    get = serve(app, lambda: [load() for _ in range(times - 1)])
+    get("ada")
+    app.view_functions["view"] = coalesce(scope="public", ttl=60, view=True)(lambda: str(load()))
+    with pytest.raises(ConfigError, match=r"read identity\.user,"):
+        get("ada")
+
+
+def test_greenlets_of_a_view_that_call_functions_are_each_watched(app: Flask) -> None:
+    """They share the request, and end in any order."""
+    app.testing = False
+    begun = {name: threading.Event() for name in ("first", "second")}
+    go = {name: threading.Event() for name in begun}
+
+    @coalesce(scope="public", ttl=60)
+    def load(name: str) -> str:
+        begun[name].set()
+        assert go[name].wait(TIMEOUT)
+        return f"{name} of {request.headers['X-User']}"
+
+    def view() -> str:
+        found: list[str] = []
+        threads = {}
+        for name in begun:
+            call = copy_current_request_context(lambda name=name: found.append(load(name)))
+            threads[name] = threading.Thread(target=call)
+            threads[name].start()
+            assert begun[name].wait(TIMEOUT)
+        for name in begun:
+            go[name].set()
+            threads[name].join(TIMEOUT)
+        kinds = type(request.environ), type(request._get_current_object())  # type: ignore[attr-defined]
+        assert kinds == (dict, Request)
+        return ", ".join(found)
+
+    get = serve(app, view)
+    assert get("ada") == "first of ada, second of ada"
+    assert get("bob") == "first of bob, second of bob"
+
+
 @pytest.mark.parametrize("make", [lambda: iter([1]), lambda: Response("x")], ids=["iterator", "r"])
 def test_what_can_be_used_once_is_given_to_one(make: Any) -> None:
     """An iterator shared by two is half an iterator for each."""
@@ -220,6 +412,23 @@ def test_arguments_without_a_canonical_form_need_a_key() -> None:
         plain(Incident(1))
     assert keyed(Incident(1)) == keyed(Incident(1)) == 1
     assert keyed(Incident(2)) == 2
+
+
+def test_what_functions_returned_is_bounded_by_what_it_takes() -> None:
+    """A thousand large results are no less than a thousand large pages."""
+    counter = Counter()
+
+    @coalesce(scope="public", ttl=60)
+    def load(number: int) -> list[bytes]:
+        counter(number)
+        return [bytes(8 * 1024 * 1024)]
+
+    for number in range(9):
+        load(number)
+    assert len(load(8)) == 1
+    assert len(counter.calls) == 9
+    load(0)
+    assert len(counter.calls) == 10
 
 
 async def asynchronous() -> None:

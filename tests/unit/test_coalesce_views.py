@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from flask import (
     Response,
     abort,
     after_this_request,
+    copy_current_request_context,
     g,
     jsonify,
     make_response,
@@ -21,7 +23,9 @@ from flask import (
     request,
     session,
 )
+from flask.sessions import SessionInterface, SessionMixin
 from flask.views import MethodView, View
+from flask_httpauth import HTTPBasicAuth
 from werkzeug.test import TestResponse
 
 from flask_noc_realtime import ConfigError, Identity, NocRealtime, coalesce
@@ -111,6 +115,47 @@ def test_a_page_is_worked_out_once_and_given_to_all(site: Site) -> None:
     assert status(second).startswith("hit; ttl=")
     assert second.headers["Age"] == "0"
     assert first.headers["X-Noc-Position"] == second.headers["X-Noc-Position"]
+
+
+class Clock:
+    """The system's clock, which a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_800_000_000.0
+        monkeypatch.setattr("flask_noc_realtime.view.now", lambda: self.now)
+
+
+def test_a_page_says_how_old_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when it was begun to be worked out (RFC 9111, section 5.1), in whole seconds."""
+    clock = Clock(monkeypatch)
+
+    def slow() -> str:
+        clock.now += 2.0
+        return "x"
+
+    site.page(slow)
+    assert "Age" not in site.get().headers
+    ages = []
+    for passed in (0.0, 0.9, 0.1, 40.0):
+        clock.now += passed
+        ages.append(site.get().headers["Age"])
+    assert ages == ["2", "2", "3", "43"]
+    assert site.get(method="HEAD").headers["Age"] == "43"
+
+
+@pytest.mark.parametrize(("jump", "age"), [(-86_400.0, "0"), (86_400.0, "86400")])
+def test_when_the_clock_jumps_a_page_keeps_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch, jump: float, age: str
+) -> None:
+    """It is counted by another clock; only its age is taken from what a clock on the wall says."""
+    clock = Clock(monkeypatch)
+    site.page(numbered(site), refresh_early=True, stale_while_revalidate=30)
+    before = status(site.get()), status(site.get())
+    clock.now += jump
+    response = site.get()
+    assert response.text == "run 1"
+    assert response.headers["Age"] == age
+    assert (status(response), before[0]) == (before[1], "fwd=uri-miss; stored")
 
 
 def test_fifty_users_at_nine_cost_one_execution(site: Site) -> None:
@@ -221,6 +266,21 @@ def test_an_event_ends_what_is_kept(site: Site) -> None:
     second = site.get()
     assert second.text == "run 2"
     assert second.headers["X-Noc-Position"] == position
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_several_workers_without_a_broker_between_them_are_warned_of(
+    site: Site, several: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event in one of them would leave the pages of the others stale, in silence."""
+    strict = coalesce(scope="public", invalidate_on=["incident.*"], view=False)
+    load = strict(lambda number: number)
+    site.page(lambda: str(load(site.runs)), invalidate_on=["incident.*"])
+    site.page(lambda: "timed", "/timed")
+    environ = {"wsgi.multiprocess": several}
+    for path in ("/timed", "/page", "/page"):
+        assert site.app.test_client().get(path, environ_overrides=environ).status_code == 200
+    assert caplog.text.count("not in the others. Set NOC_REALTIME_URL") == several
 
 
 def test_a_page_from_the_store_carries_the_position_it_was_computed_at(site: Site) -> None:
@@ -504,6 +564,18 @@ def triple(number: int) -> int:
     return number * 3
 
 
+def test_a_view_that_another_view_calls_is_not_taken_for_that_page(site: Site) -> None:
+    """There it is a function, and has no query in its key; its own page stays shared."""
+    site.app.testing = False
+    site.page(lambda: f"{request.args.get('q')} {site.runs}")
+    site.app.add_url_rule("/alias", "alias", lambda: site.app.view_functions["/page"]())
+    assert [site.get(f"/alias?q={q}").text for q in (1, 2)] == ["1 1", "2 2"]
+    assert site.get("/page?q=1").text == site.get("/page?q=1").text == "1 3"
+    site.app.testing = True
+    with pytest.raises(ConfigError, match="read url, which other calls with the same arguments"):
+        site.get("/alias?q=3")
+
+
 def test_a_decorator_that_hides_the_view_is_found_out(site: Site) -> None:
     """Taken for a function, the page would be the same whatever the query."""
 
@@ -526,10 +598,11 @@ def test_a_decorator_that_hides_the_view_is_found_out(site: Site) -> None:
 
 def test_a_view_may_call_a_coalesced_neighbour_of_its_app_factory(site: Site) -> None:
     """It encloses it as a decorator does, by its name."""
+    runs = itertools.count(1)
 
     @coalesce(scope="public", ttl=60)
     def open_incidents() -> list[int]:
-        return [len(request.args)]
+        return [next(runs)]
 
     @site.app.get("/count")
     def count() -> str:
@@ -590,6 +663,51 @@ def reads_user_attribute() -> str:
     return str(g.user)
 
 
+def reads_whether_there_is_a_user() -> str:
+    """Look whether somebody is logged in."""
+    return str("user" in g)
+
+
+def reads_user_by_another_name() -> str:
+    """Read what an extension of the app's own keeps."""
+    return str(g.setdefault("account_id", None))
+
+
+def reads_user_of_request() -> str:
+    """Read the user where apps that came from Django keep it."""
+    return str(request.user)  # type: ignore[attr-defined]
+
+
+def reads_remote_user() -> str:
+    """Read whom the server in front has let in."""
+    return str(request.remote_user)
+
+
+def reads_address() -> str:
+    """Read where the client is."""
+    return str(request.remote_addr)
+
+
+def reads_environ() -> str:
+    """Read a header past the request."""
+    return str(request.environ.get("HTTP_X_THEME"))
+
+
+def reads_certificate() -> str:
+    """Read what only some servers set."""
+    return str(request.environ["SSL_CLIENT_S_DN"])
+
+
+def reads_body() -> str:
+    """Read the body of a GET, which was read before."""
+    return str(request.get_json(silent=True))
+
+
+def reads_kept_session() -> str:
+    """Read the session past the proxy."""
+    return str(g.kept.get("theme"))
+
+
 READERS = [
     (reads_session, "session"),
     (reads_cookie, "cookies"),
@@ -599,13 +717,26 @@ READERS = [
     (reads_accept, "accept"),
     (reads_user, "g.user"),
     (reads_user_attribute, "g.user"),
+    (reads_whether_there_is_a_user, "g.user"),
+    (reads_user_by_another_name, "g.account_id"),
+    (reads_user_of_request, "request.user"),
+    (reads_remote_user, "remote_user"),
+    (reads_address, "remote_addr"),
+    (reads_environ, "x-theme"),
+    (reads_certificate, "environ.ssl_client_s_dn"),
+    (reads_body, "body"),
+    (reads_kept_session, "session"),
 ]
 
 
 def remember_user() -> None:
     """Find the user, and look at everything else as well, as apps do before a view."""
-    g.user = request.headers.get("X-User")
+    g.user = g.account_id = request.user = request.headers.get("X-User")  # type: ignore[attr-defined]
+    g.kept = session._get_current_object()  # type: ignore[attr-defined]
     session.get("theme")
+    request.environ["REMOTE_USER"] = request.environ["SSL_CLIENT_S_DN"] = str(g.user)
+    request.get_json(silent=True)
+    assert request.access_route is not None
     assert request.cookies is not None
     assert request.accept_mimetypes is not None
     assert request.authorization is None
@@ -633,7 +764,7 @@ def test_in_production_it_is_not_shared_and_warns_once(
     for _ in range(3):
         assert site.get(X_User="7").status_code == 200
     assert site.runs == 3
-    assert caplog.text.count("no longer shared") == 1
+    assert caplog.text.count("given to its caller only") == 1
 
 
 @pytest.mark.parametrize(("view", "name"), READERS, ids=lambda case: getattr(case, "__name__", ""))
@@ -646,12 +777,101 @@ def test_what_is_declared_may_be_read(site: Site, view: Callable[[], str], name:
     assert site.runs == 1
 
 
-@pytest.mark.parametrize("view", [reads_session, reads_authorization, reads_user])
+@pytest.mark.parametrize(
+    "view",
+    [
+        reads_session,
+        reads_authorization,
+        reads_user,
+        reads_user_by_another_name,
+        reads_user_of_request,
+        reads_remote_user,
+    ],
+)
 def test_a_page_of_one_user_may_read_who_it_is(site: Site, view: Callable[[], str]) -> None:
     """The user is in the key."""
     site.app.before_request(remember_user)
     site.page(view, scope="user")
     assert site.get(X_User="7").status_code == 200
+
+
+class Remembering(dict[str, Any], SessionMixin):
+    """A session that does not notice that it is read, which Flask does not ask of it."""
+
+
+class Sessions(SessionInterface):
+    """Opens them."""
+
+    def open_session(self, app: Flask, request: Any) -> Any:
+        return Remembering(theme=request.headers.get("X-Theme"))
+
+    def save_session(self, app: Flask, session: Any, response: Response) -> None:
+        pass
+
+
+@pytest.mark.parametrize("view", [reads_session, lambda: session["theme"], reads_kept_session])
+def test_a_session_of_any_class_is_watched(site: Site, view: Callable[[], str]) -> None:
+    """Whether or not it notices itself that it is read, and past the proxy as well."""
+    site.app.testing = False
+    site.app.session_interface = Sessions()
+    site.app.before_request(remember_user)
+    site.page(view)
+    assert [site.get(X_Theme=theme).text for theme in ("day", "night")] == ["day", "night"]
+
+
+def test_who_flask_httpauth_lets_in_is_seen(site: Site) -> None:
+    """It keeps its user under a name of its own."""
+    site.app.testing = False
+    auth = HTTPBasicAuth()
+    auth.verify_password(lambda name, password: name)
+    page = coalesce(scope="public", ttl=60)(lambda: str(auth.current_user()))
+    site.app.add_url_rule("/mine", view_func=auth.login_required(page))
+    client = site.app.test_client()
+    assert [client.get("/mine", auth=(name, "x")).text for name in ("ada", "bob")] == ["ada", "bob"]
+
+
+def test_the_way_of_a_request_is_seen_though_it_was_worked_out_before(site: Site) -> None:
+    """By a function that runs before the view, say to log it."""
+    site.app.before_request(remember_user)
+    site.page(lambda: str(request.access_route))
+    with pytest.raises(ConfigError, match="read x-forwarded-for,"):
+        site.get(X_Forwarded_For="192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    "take", [dict, dict.copy, lambda environ: {**environ}, lambda environ: environ | {}]
+)
+def test_who_takes_the_whole_environment_has_read_everything(site: Site, take: Any) -> None:
+    """What becomes of it is not seen."""
+    site.page(lambda: str(len(take(request.environ))))
+    with pytest.raises(ConfigError, match="all headers, body, remote_addr, remote_user"):
+        site.get()
+
+
+def test_what_threads_of_a_view_read_is_seen(site: Site) -> None:
+    """They have a copy of its context."""
+
+    def view() -> str:
+        found: list[str] = []
+        thread = threading.Thread(
+            target=copy_current_request_context(lambda: found.append(reads_cookie()))
+        )
+        thread.start()
+        thread.join(TIMEOUT)
+        return found[0]
+
+    site.page(view)
+    with pytest.raises(ConfigError, match="read cookies"):
+        site.get()
+
+
+def test_one_odd_request_leaves_the_others_shared(site: Site) -> None:
+    """What it read is outside its own key, and says nothing of theirs."""
+    site.app.testing = False
+    site.page(lambda: f"{site.runs}" + (reads_cookie() if request.args else ""))
+    assert site.get().text == "1"
+    assert [site.get("/page?theme=1").text for _ in range(2)] == ["2", "3"]
+    assert site.get().text == "1"
 
 
 def test_a_refusal_that_comes_of_the_session_is_not_shared(site: Site) -> None:
@@ -683,13 +903,22 @@ def test_the_request_is_as_it_was_when_the_view_is_over(site: Site) -> None:
                 request.headers.get("If-None-Match"),
                 request.if_none_match.contains("x"),
                 type(g._get_current_object()).__name__,  # type: ignore[attr-defined]
+                type(session._get_current_object()).__name__,  # type: ignore[attr-defined]
+                type(request._get_current_object()).__name__,  # type: ignore[attr-defined]
+                type(request.environ),
+                request.environ["set.by.the.view"],
             )
         )
         return response
 
-    site.page(lambda: "x")
+    def view() -> str:
+        request.environ["set.by.the.view"] = "7"
+        return "x"
+
+    site.page(view)
     site.get(method="HEAD", If_None_Match='"x"')
-    assert seen == [("HEAD", '"x"', True, "_AppCtxGlobals")]
+    kinds = ("_AppCtxGlobals", "SecureCookieSession", "Request", dict)
+    assert seen == [("HEAD", '"x"', True, *kinds, "7")]
 
 
 def test_a_session_that_the_view_changes_reaches_its_owner_only(site: Site) -> None:

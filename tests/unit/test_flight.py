@@ -336,6 +336,47 @@ def test_a_leader_that_takes_too_long_is_replaced_and_stores_nothing() -> None:
     assert len(world.flights) == 0
 
 
+def test_work_longer_than_patience_costs_two_executions_and_no_convoy() -> None:
+    """Who waits is given what the leader in whose place another began brings after all."""
+    world = World(patience=0.1)
+    leader = world.start()
+    followers = world.follow(8)
+    slow, world.gate = world.gate, threading.Event()
+    world.clock.now += 0.1
+    assert world.running.acquire(timeout=TIMEOUT)
+    wait_until(lambda: world.flights.waiting == 7, TIMEOUT, "one of them leads")
+    world.version = 1
+    slow.set()
+    assert leader.result().how is How.ALONE
+    wait_until(lambda: world.flights.waiting == 0, TIMEOUT, "they are let go")
+    world.gate.set()
+    found = sorted(caller.result().how.value for caller in followers)
+    assert found == ["joined"] * 7 + ["led"]
+    assert world.executions == 2
+    assert len(world.flights) == 0
+
+
+def test_what_a_leader_brings_too_late_is_for_those_who_saw_what_it_saw() -> None:
+    """Not for who came after an event, nor for who came when it had landed."""
+    world = World(patience=0.1)
+    leader = world.start()
+    world.follow()
+    slow, world.gate = world.gate, threading.Event()
+    world.version = 1
+    world.clock.now += 0.1
+    assert world.running.acquire(timeout=TIMEOUT)
+    later = world.follow(2)
+    slow.set()
+    assert leader.result().value == 0
+    world.version = 0
+    latest = world.follow()
+    world.version = 1
+    world.gate.set()
+    assert [caller.result().value for caller in later] == [1, 1]
+    assert latest[0].result().value == 1
+    assert world.executions == 3
+
+
 def test_callers_queued_behind_a_hung_flight_nobody_follows_are_let_go(world: World) -> None:
     """Its leader may never come back."""
     world = World(patience=0.1)
@@ -349,6 +390,43 @@ def test_callers_queued_behind_a_hung_flight_nobody_follows_are_let_go(world: Wo
     assert queued.result().value == 1
     gate.set()
     assert leader.result().value == 0
+
+
+# Callers who read in a transaction that began before.
+
+
+def test_who_is_bound_to_an_old_snapshot_leads_nobody_who_knows_better(world: World) -> None:
+    """What it would read in its turn is from before they came."""
+    old = world.start()
+    world.version = 1
+    bound = world.flights.fly("k", lambda: (1,), lambda _: Landed("old snapshot"), bound=True)
+    assert bound == Flown("old snapshot", How.ALONE, world.clock.now)
+    queued = world.follow()
+    world.gate.set()
+    assert [caller.result().value for caller in (old, *queued)] == [0, 1]
+
+
+def test_who_is_bound_joins_what_began_as_it_came_and_leads_at_once(world: World) -> None:
+    """But takes none over from a leader that was cancelled: others may have come since."""
+
+    def cancelled(generations: Any) -> Landed[Any]:
+        world.work(generations)
+        raise Cancelled
+
+    def fly() -> Flown[Any]:
+        return world.flights.fly("k", lambda: (0,), world.work, lambda: "alone", bound=True)
+
+    assert fly().how is How.LED
+    world.gate.clear()
+    leader = Caller(lambda: world.fly(work=cancelled))
+    for _ in range(2):
+        assert world.running.acquire(timeout=TIMEOUT)
+    bound = Caller(fly)
+    wait_until(lambda: world.flights.waiting == 1, TIMEOUT, "it waits")
+    world.gate.set()
+    assert isinstance(leader.done().error, Cancelled)
+    assert bound.result().value == "alone"
+    assert world.executions == 2
 
 
 # Calls within calls.
