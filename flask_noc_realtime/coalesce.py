@@ -145,7 +145,9 @@ class Coalesced:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self._held = policy.held
-        self._looks_up = bool(policy.invalidate_on) and policy.scope != "public"
+        self._strict = bool(policy.invalidate_on)
+        self._refreshes = policy.refreshes
+        self._looks_up = self._strict and policy.scope != "public"
         self._view = CoalescedView(self)
         self._signature, self._plain = _signature(function)
 
@@ -177,7 +179,7 @@ class Coalesced:
 
     def generations(self, process: Process, own: str) -> Hashable:
         """Return what ends results: the newest events, or that it was done by hand."""
-        if self.policy.invalidate_on:
+        if self._strict:
             return process.generations.read(self.patterns[own])
         return process.hub.invalidations.of(own)
 
@@ -216,8 +218,8 @@ class Coalesced:
         if self.policy.view is not None:
             return self.policy.view
         view = app.view_functions.get(endpoint or "")
-        if view is None:
-            return False
+        if view is None or view is self.wrapper:
+            return view is not None
         known = self._views.get(view)
         if known is None:
             known = self._views[view] = self._serves(view)
@@ -249,7 +251,7 @@ class Coalesced:
             state = current_app.extensions.get(EXTENSION)
         arguments = self._digest(args, kwargs)
         own = self.own[arguments[0] % _CLASSES]
-        if self.policy.invalidate_on:
+        if self._strict:
             state = state or _state(self.name)
             self._check(state)
             if state.in_transaction():
@@ -271,12 +273,12 @@ class Coalesced:
         key: Hashable = self._number, arguments, None if scope is None else canonical(scope)
         ttl = self.ttl(state)
         spare: Kept[Any] | None = None
-        if self.policy.refreshes or not self.policy.invalidate_on:
+        if self._refreshes or not self._strict:
             seen = capture() if seen is None else seen
-            kept = flights.results.get(key, seen, flights.clock())
+            now = flights.clock()
+            kept = flights.results.get(key, seen, now)
             if kept is not None:
-                due = self.policy.due(ttl)
-                if kept.until - flights.clock() > due:
+                if not self._refreshes or kept.until - now > self.policy.due(ttl):
                     return kept.value
                 spare = kept
         if seen is not None:
@@ -323,7 +325,7 @@ class Coalesced:
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
-        return digest((args, kwargs))
+        return digest((args, kwargs) if kwargs else (args,))
 
     def _flights_outside(self) -> Flights[Any]:
         """Return the flights of calls outside of any app; made anew after a fork."""
@@ -429,7 +431,7 @@ class Coalesced:
 
     def _check(self, state: State) -> None:
         """Refuse, or warn of, what would leave results stale and never be noticed."""
-        if not self.policy.invalidate_on or self._checked.get(state):
+        if not self._strict or self._checked.get(state):
             return
         served = has_request_context()
         if state.catalogue.strict and state not in self._checked:
