@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from redis.cluster import RedisCluster
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 
 class Script:
@@ -65,7 +65,7 @@ def ask_primary(client: Any, key: str, *words: str) -> Any:
         reply = connection.read_response()
         connection.read_response()
         return reply
-    except ResponseError:
+    except BaseException:
         # The second reply may be left on it.
         connection.disconnect()
         raise
