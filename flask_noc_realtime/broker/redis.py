@@ -8,18 +8,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-from ..errors import BrokerUnavailable, ConfigError, EventError
+from ..errors import BrokerUnavailable, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
 from . import Change, Claim, Leased, Sink, Terms
+from .address import Address
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
 from .command import Script, ask
@@ -223,8 +222,7 @@ class RedisBroker:
         self._kept_key = f"{{{options.namespace}}}:kept:"
         self.pages = Pages(self._run, options.namespace)
         self.census = Census(self._client, self._run, options.namespace)
-        self._where = _without_secret(url)
-        self._connect = client_factory(url, options.timeout)
+        self._address = Address(url, options.timeout)
         self._emitting: Any | None = None
         self._reader: Any | None = None
         self._sink: Sink | None = None
@@ -350,7 +348,7 @@ class RedisBroker:
     def _client(self) -> Any:
         if self._emitting is None:
             # redis-py's retries would publish twice when only the answer was lost.
-            self._emitting = self._connect(Retry(NoBackoff(), 0))
+            self._emitting = self._address.connect(Retry(NoBackoff(), 0))
         return self._emitting
 
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
@@ -383,7 +381,7 @@ class RedisBroker:
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(
-            f"Redis at {self._where} does not answer ({type(error).__name__}: {error}); "
+            f"Redis at {self._address.shown} does not answer ({type(error).__name__}: {error}); "
             "check that it runs and that NOC_REALTIME_URL is right"
         )
 
@@ -409,7 +407,7 @@ class RedisBroker:
         subscription, and every confirmation reads what was missed before going on.
         """
         if self._reader is None:
-            self._reader = self._connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
+            self._reader = self._address.connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         with self._reader.pubsub() as pubsub:
             self._pubsub = pubsub
             takers: dict[bytes, Callable[[bytes], None]] = {
@@ -445,7 +443,7 @@ class RedisBroker:
         self._failures = 0
         if self._down:
             self._down = False
-            _logger.warning("Redis at %s answers again.", self._where)
+            _logger.warning("Redis at %s answers again.", self._address.shown)
 
     def _take(self, message: bytes) -> None:
         head, _, record = message.partition(b"\n")
@@ -508,69 +506,6 @@ class RedisBroker:
             self._sink.deliver(entries)
 
 
-def client_factory(url: str, timeout: float) -> Callable[[Retry], Any]:
-    """Return what makes redis-py clients for *url*; nothing is connected yet.
-
-    :raises ConfigError: when *url* is not understood.
-    """
-    options = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "health_check_interval": _IDLE_CHECK,
-    }
-    scheme, _, kind = urlsplit(url).scheme.partition("+")
-    plain = url.replace(f"+{kind}://", "://", 1) if kind else url
-    try:
-        if scheme in ("redis", "rediss", "unix") and not kind:
-            _check(url)
-            return lambda retry: redis.Redis.from_url(url, retry=retry, **options)
-        if scheme in ("redis", "rediss") and kind == "cluster":
-            _check(plain)
-            return lambda retry: RedisCluster.from_url(plain, retry=retry, **options)
-        if scheme in ("redis", "rediss") and kind == "sentinel":
-            return _sentinel(url, {**options, "ssl": scheme == "rediss"})
-    except ValueError as error:
-        raise ConfigError(f"NOC_REALTIME_URL is {_without_secret(url)!r}: {error}.") from error
-    raise ConfigError(
-        f"NOC_REALTIME_URL is {_without_secret(url)!r}; use memory://, redis://, rediss://, "
-        "unix://, redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port."
-    )
-
-
-def _check(url: str) -> None:
-    redis.connection.parse_url(url)
-
-
-def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
-    parts = urlsplit(url)
-    secret, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = secret.partition(":")
-    service, _, db = parts.path.strip("/").partition("/")
-    if not service:
-        raise ValueError("name the service: redis+sentinel://host:port,host:port/service/db")
-    sentinels = []
-    for host in hosts.split(","):
-        name, _, port = host.rpartition(":")
-        sentinels.append((name.strip("[]"), int(port)) if name else (host, 26379))
-    if user:
-        options["username"] = unquote(user)
-    if password:
-        options["password"] = unquote(password)
-    sentinel_password = parse_qs(parts.query).get("sentinel_password", [None])[0]
-    sentinel_options = {
-        "socket_timeout": options["socket_timeout"],
-        "socket_connect_timeout": options["socket_connect_timeout"],
-        "password": sentinel_password,
-    }
-    number = int(db or 0)
-
-    def connect(retry: Retry) -> Any:
-        sentinel: Any = Sentinel(sentinels, sentinel_kwargs=sentinel_options)
-        return sentinel.master_for(service, db=number, retry=retry, **options)
-
-    return connect
-
-
 def _close(client: Any) -> None:
     """Close *client*, and those it made itself and leaves to the garbage collector."""
     if isinstance(client, RedisCluster):
@@ -612,10 +547,3 @@ def _order(position: str) -> tuple[int, int]:
         return int(milliseconds), int(number)
     except ValueError:
         return -1, -1
-
-
-def _without_secret(url: str) -> str:
-    """Return *url* as it may be shown in a log."""
-    parts = urlsplit(url)
-    hosts = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{hosts}{parts.path}"

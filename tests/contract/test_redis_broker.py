@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flask_noc_realtime.broker.redis import RedisBroker
-from flask_noc_realtime.errors import BrokerUnavailable, ConfigError
+from flask_noc_realtime.errors import BrokerUnavailable
 from tests.certificate import Certificate
 from tests.conftest import RedisFactory
 from tests.contract.conftest import BrokerFactory
@@ -355,23 +355,3 @@ def test_other_ways_to_a_redis(
     broker.start(sink)
     broker.publish(record(1), key())
     sink.wait_for_number(1)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://localhost",
-        "localhost:6379",
-        "",
-        "redis://localhost:port",
-        "redis+sentinel://localhost:26379",
-        "redis+sentinel://h:x/service",
-        "memory+cluster://x",
-    ],
-)
-def test_a_url_of_no_known_form_is_a_config_error(url: str) -> None:
-    """At start, and naming the key."""
-    from flask_noc_realtime.broker.redis import RedisOptions
-
-    with pytest.raises(ConfigError, match="NOC_REALTIME_URL"):
-        RedisBroker(url, RedisOptions())

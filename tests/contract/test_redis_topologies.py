@@ -6,7 +6,7 @@ import gc
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import redis
@@ -14,6 +14,7 @@ import redis
 from flask_noc_realtime.broker import Change
 from flask_noc_realtime.broker.redis import RedisBroker
 from flask_noc_realtime.errors import BrokerUnavailable
+from tests.certificate import Certificate
 from tests.conftest import RedisFactory, require
 from tests.contract.conftest import BrokerFactory
 from tests.contract.sinks import RecordingSink, key, record
@@ -22,13 +23,57 @@ from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.slow
 
+TLS = """\
+port 0
+tls-port {port}
+tls-auth-clients no
+tls-replication yes
+tls-cert-file {it.certificate}
+tls-key-file {it.key}
+tls-ca-cert-file {it.authority}
+"""
 SENTINEL = """\
-port {port}
 dir {directory}
 sentinel monitor noc 127.0.0.1 {master} 1
 sentinel down-after-milliseconds noc 500
 sentinel failover-timeout noc 3000
 """
+
+
+class Sentinel(Protocol):
+    """Starts a sentinel that watches a master; returns its port, and the client that asks it."""
+
+    def __call__(self, master: RedisServer) -> tuple[int, Any]: ...
+
+
+@pytest.fixture
+def watch(tmp_path: Path, certificate: Certificate) -> Iterator[Sentinel]:
+    """Return what starts sentinels, with TLS where their master has it."""
+    started: list[tuple[subprocess.Popen[bytes], Any]] = []
+
+    def start(master: RedisServer) -> tuple[int, Any]:
+        port = free_port()
+        directory = tmp_path / f"sentinel-{len(started)}"
+        directory.mkdir()
+        config = directory / "sentinel.conf"
+        tls = master.url.startswith("rediss")
+        own = TLS.format(port=port, it=certificate) if tls else f"port {port}\n"
+        config.write_text(own + SENTINEL.format(directory=directory, master=master.port))
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [require("redis-server"), str(config), "--sentinel"], stdout=log, stderr=log
+            )
+        options = {"ssl": True, "ssl_ca_certs": str(certificate.authority)} if tls else {}
+        client = redis.Redis(port=port, decode_responses=True, **options)
+        started.append((process, client))
+        wait_until(lambda: _answers(client), 20, "the sentinel answers")
+        return port, client
+
+    yield start
+    for process, client in started:
+        client.close()
+        process.terminate()
+        process.wait(20)
 
 
 def publish(broker: RedisBroker, number: int) -> None:
@@ -48,8 +93,22 @@ def publish(broker: RedisBroker, number: int) -> None:
     wait_until(published, 30, f"event {number} is published")
 
 
+def _answers(client: Any) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def _replicas(client: Any) -> int:
+    state: Any = client.execute_command("SENTINEL", "MASTER", "noc")
+    # redis-py 6.0 leaves it a list.
+    state = state if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
+    return int(state["num-slaves"])
+
+
 @pytest.fixture
-def sentinel(tmp_path: Path, redis_server: RedisFactory) -> Iterator[tuple[int, RedisServer]]:
+def sentinel(redis_server: RedisFactory, watch: Sentinel) -> tuple[int, RedisServer]:
     """Return the port of a sentinel, and the master it watches beside a replica."""
     master = redis_server()
     replica = redis_server(args=["--replicaof", "127.0.0.1", str(master.port)])
@@ -58,31 +117,9 @@ def sentinel(tmp_path: Path, redis_server: RedisFactory) -> Iterator[tuple[int, 
         20,
         "the replica follows",
     )
-    port = free_port()
-    directory = tmp_path / "sentinel"
-    directory.mkdir()
-    config = directory / "sentinel.conf"
-    config.write_text(SENTINEL.format(port=port, directory=directory, master=master.port))
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [require("redis-server"), str(config), "--sentinel"], stdout=log, stderr=log
-        )
-    watch = redis.Redis(port=port, decode_responses=True)
-    try:
-
-        def ready() -> bool:
-            try:
-                state: Any = watch.execute_command("SENTINEL", "MASTER", "noc")
-            except redis.ConnectionError:
-                return False
-            return bool(state["num-slaves"])
-
-        wait_until(ready, 30, "the sentinel knows the replica")
-        yield port, master
-    finally:
-        watch.close()
-        process.terminate()
-        process.wait(20)
+    port, client = watch(master)
+    wait_until(lambda: _replicas(client), 30, "the sentinel knows the replica")
+    return port, master
 
 
 def test_a_failover_of_sentinel_is_followed(
@@ -104,6 +141,15 @@ def test_a_failover_of_sentinel_is_followed(
     sink.wait_for_number(39)
     assert sink.numbers == list(range(40))
     assert len(sink.restarts) == 1
+
+
+def test_sentinels_are_asked_with_tls_where_redis_is(
+    redis_server: RedisFactory, watch: Sentinel, certificate: Certificate, connect: BrokerFactory
+) -> None:
+    """With the CA that the URL names, for both."""
+    port, _ = watch(redis_server(tls=certificate))
+    broker = connect(f"rediss+sentinel://127.0.0.1:{port}/noc?ssl_ca_certs={certificate.authority}")
+    assert broker.publish(record(0), key())
 
 
 @pytest.fixture
