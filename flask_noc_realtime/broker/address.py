@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import redis
-from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ..errors import ConfigError
+from .cluster import Owner, OwnerConnection, OwnerTLSConnection
 
 FORMS = (
     "memory://, redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service/db "
-    "or redis+cluster://host:port"
+    "or redis+cluster://host:port,host:port"
 )
 
 # The others of redis-py change what comes back, such as decode_responses, or fail the first
@@ -61,19 +61,22 @@ class Address:
 
     :param url: what ``NOC_REALTIME_URL`` may be.
     :param timeout: seconds to connect, and to wait for an answer, unless the URL has its own.
+    :param key: any key, which in a cluster says which node is meant.
     :ivar connect: returns a redis-py client with the `Retry` it is given.
     :ivar shown: the URL as it may be shown in a log.
+    :ivar clustered: whether it is a Redis Cluster.
     :raises ConfigError: when the URL is not understood.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, key: str) -> None:
         self.shown = _shown(url)
         try:
-            parts = _split(url)
+            parts = _split(url, key)
             options = _options(parts, timeout)
             # Unconnected, it shows what redis-py does not take.
             ConnectionPool(**options).make_connection()
             self.connect = _KINDS[parts.kind](parts, options)
+            self.clustered = parts.kind == "cluster"
         except (TypeError, ValueError, redis.RedisError) as error:
             # Without its cause, which may quote a password that was taken for something else.
             raise ConfigError(f"NOC_REALTIME_URL is {self.shown!r}; {error}.") from None
@@ -83,8 +86,10 @@ class _Parts(NamedTuple):
     """A URL, divided.
 
     :ivar user: the name and the password, encoded.
+    :ivar key: what a cluster is asked for.
     """
 
+    key: str
     scheme: str
     kind: str
     user: str
@@ -93,7 +98,7 @@ class _Parts(NamedTuple):
     options: dict[str, str]
 
 
-def _split(url: str) -> _Parts:
+def _split(url: str, key: str) -> _Parts:
     head, found, rest = url.partition("://")
     scheme, _, kind = head.partition("+")
     if not found or scheme not in _SCHEMES or kind not in _KINDS or (kind and scheme == "unix"):
@@ -106,7 +111,8 @@ def _split(url: str) -> _Parts:
         )
     user, _, hosts = authority.rpartition("@")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    return _Parts(scheme, kind, user, [_host(each) for each in hosts.split(",")], path, options)
+    named = [_host(each) for each in hosts.split(",")]
+    return _Parts(key, scheme, kind, user, named, path, options)
 
 
 def _sections(rest: str) -> tuple[str, str, str, str]:
@@ -143,6 +149,8 @@ def _options(parts: _Parts, timeout: float) -> dict[str, Any]:
         "health_check_interval": _HEALTH_CHECK,
         **parse_url(f"{parts.scheme}://{_database(parts)}?{query}"),
     }
+    for name in {"protocol", "ssl_min_version"} & options.keys():
+        options[name] = int(options[name])  # redis-py 6.0 leaves it a str
     user, _, password = parts.user.partition(":")
     options.update({"username": unquote(user)} if user else {})
     options.update({"password": unquote(password)} if password else {})
@@ -196,12 +204,14 @@ def _sentinel(parts: _Parts, options: dict[str, Any]) -> Connect:
 
 
 def _cluster(parts: _Parts, options: dict[str, Any]) -> Connect:
-    """Return what connects to a cluster that any of the hosts is a node of."""
+    """Return what connects to a node of the cluster that the hosts are some nodes of."""
     if options.pop("db", 0):
         raise ValueError("a cluster has no database but 0")
-    options["ssl"] = options.pop("connection_class", None) is not None
-    nodes = [ClusterNode(host, port or 6379) for host, port in parts.hosts]
-    return lambda retry: RedisCluster(startup_nodes=list(nodes), retry=retry, **options)
+    seeds = [(host, port or 6379) for host, port in parts.hosts]
+    owner = Owner(seeds, parts.key, dict(options))
+    secure = options.pop("connection_class", None) is not None
+    options.update(connection_class=OwnerTLSConnection if secure else OwnerConnection, owner=owner)
+    return lambda retry: redis.Redis.from_pool(ConnectionPool(retry=retry, **options))
 
 
 _KINDS = {"": _server, "sentinel": _sentinel, "cluster": _cluster}

@@ -6,8 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from redis.cluster import RedisCluster
+import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+AWAY = (redis.RedisError, OSError)
+"""What redis-py raises when Redis is away, or does not do what it is told."""
+
+ONCE = Retry(NoBackoff(), 0)
+"""Send nothing twice: a second time would do again what was done when only the answer was lost."""
 
 
 class Script:
@@ -34,8 +42,6 @@ def ask(client: Any, *words: Any) -> Any:
 
     :raises redis.RedisError: when it may have been carried out, or not.
     """
-    if isinstance(client, RedisCluster):
-        return client.execute_command(*words)
     pool = client.connection_pool
     connection = pool.get_connection()
     try:

@@ -6,12 +6,12 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.cluster import RedisCluster
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from ..errors import BrokerUnavailable, EventError
@@ -21,7 +21,7 @@ from . import Change, Claim, Leased, Sink, Terms
 from .address import Address
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
-from .command import Script, ask
+from .command import AWAY, ONCE, Script, ask
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
@@ -201,8 +201,8 @@ class RedisBroker:
     """Publishes with one atomic script, and follows with one subscription per process.
 
     :param url: ``redis://``, ``rediss://``, ``unix://``,
-        ``redis+sentinel://host:port,host:port/service/db`` or ``redis+cluster://host:port``
-        (``rediss+...`` for TLS).
+        ``redis+sentinel://host:port,host:port/service/db`` or
+        ``redis+cluster://host:port,host:port`` (``rediss+...`` for TLS).
     :raises ConfigError: when the URL is of none of these forms. Nothing is connected yet.
     """
 
@@ -220,11 +220,13 @@ class RedisBroker:
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
+        self._address = Address(url, options.timeout, self._log_key)
+        self._client = self._address.connect(ONCE)
+        self._reader = self._address.connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         self.pages = Pages(self._run, options.namespace)
-        self.census = Census(self._client, self._run, options.namespace)
-        self._address = Address(url, options.timeout)
-        self._emitting: Any | None = None
-        self._reader: Any | None = None
+        self.census = Census(
+            self._client, self._run, options.namespace, countable=not self._address.clustered
+        )
         self._sink: Sink | None = None
         self._thread: threading.Thread | None = None
         self._newest: str | None = None
@@ -239,17 +241,15 @@ class RedisBroker:
             return self._run_script(events, None)[0]
         except redis.TimeoutError as error:
             raise self._unavailable(error) from error
-        except (redis.RedisError, OSError):
+        except AWAY:
             # A connection Redis closed meanwhile says nothing about Redis now.
             return self.publish_all(events, again=True, age=self._options.timeout)[0]
 
     def publish_all(
         self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
     ) -> list[str]:
-        try:
+        with self._reaching():
             return self._run_script(events, age if again else None)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
 
     def publish_changes(self, changes: Sequence[Change], seconds: float) -> list[str | None]:
         keys = [*self._keys, *(self._said_key + change.key for change in changes)]
@@ -275,10 +275,8 @@ class RedisBroker:
         return _order(position) > _order(other)
 
     def ping(self) -> None:
-        try:
-            self._client().ping()
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            self._client.ping()
 
     def lease(
         self, terms: Terms, claims: Sequence[Claim] = (), released: Sequence[Claim] = ()
@@ -296,10 +294,8 @@ class RedisBroker:
         )
 
     def put(self, key: str, value: bytes, seconds: float) -> None:
-        try:
-            self._client().set(self._kept_key + key, value, px=round(seconds * 1000))
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            self._client.set(self._kept_key + key, value, px=round(seconds * 1000))
 
     def take(self, keys: Sequence[str]) -> list[bytes | None]:
         return self._run_each("take", self._kept_key, keys)
@@ -317,53 +313,40 @@ class RedisBroker:
         if pubsub is not None and not self._down:
             try:
                 pubsub.unsubscribe()
-            except (redis.RedisError, OSError, RuntimeError):
+            except (*AWAY, RuntimeError):
                 pass
         if self._thread is not None:
             self._thread.join(self._options.timeout)
-        if self._emitting is not None:
-            _close(self._emitting)
+        _close(self._client)
 
     def survey(self, seconds: float) -> Answers:
         """Ask every worker for its report, and return what comes within *seconds*.
 
         :raises BrokerUnavailable: when none can be asked.
         """
-        try:
+        with self._reaching():
             return self.census.ask(seconds)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
 
     def newest(self) -> str | None:
         """Return the newest position in the log, or None when there is no log.
 
         :raises BrokerUnavailable: when it cannot be known.
         """
-        try:
-            rows = self._client().xrevrange(self._log_key, count=1)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            rows = self._client.xrevrange(self._log_key, count=1)
         return rows[0][0].decode() if rows else None
-
-    def _client(self) -> Any:
-        if self._emitting is None:
-            # redis-py's retries would publish twice when only the answer was lost.
-            self._emitting = self._address.connect(Retry(NoBackoff(), 0))
-        return self._emitting
 
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
         arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
         for record, key in events:
             arguments += (record, key, _generations_of(record))
         keys = (*self._keys, self._retried_key)
-        positions = _SCRIPTS["publish"].run(self._client(), keys, arguments)
+        positions = _SCRIPTS["publish"].run(self._client, keys, arguments)
         return [position.decode() for position in positions]
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        try:
-            return _SCRIPTS[name].run(self._client(), keys, arguments)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            return _SCRIPTS[name].run(self._client, keys, arguments)
 
     def _run_each(self, name: str, prefix: str, keys: Sequence[str]) -> list[bytes | None]:
         """Run a script that returns a value for each key."""
@@ -374,9 +357,14 @@ class RedisBroker:
         return values
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
+        with self._reaching():
+            return ask(self._client, "HMGET", key, *fields)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
         try:
-            return ask(self._client(), "HMGET", key, *fields)
-        except (redis.RedisError, OSError) as error:
+            yield
+        except AWAY as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
@@ -391,14 +379,13 @@ class RedisBroker:
         while not self._closed.is_set():
             try:
                 self._follow()
-            except (redis.RedisError, OSError) as error:
+            except AWAY as error:
                 self._log_down(error)
             except Exception:
                 _logger.exception("The subscription stumbled; it starts again.")
             self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
             self._failures += 1
-        if self._reader is not None:
-            _close(self._reader)
+        _close(self._reader)
 
     def _follow(self) -> None:
         """Subscribe and deliver until the connection breaks.
@@ -406,8 +393,6 @@ class RedisBroker:
         Whatever redis-py reconnects by itself shows as one more confirmation of the
         subscription, and every confirmation reads what was missed before going on.
         """
-        if self._reader is None:
-            self._reader = self._address.connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         with self._reader.pubsub() as pubsub:
             self._pubsub = pubsub
             takers: dict[bytes, Callable[[bytes], None]] = {
@@ -471,7 +456,7 @@ class RedisBroker:
 
     def _load(self) -> None:
         """Replace the history by what Redis has, newest first up to the bounds."""
-        assert self._sink is not None and self._reader is not None
+        assert self._sink is not None
         self._reader.eval(_FOUND, 1, self._log_key)
         rows: list[tuple[str, bytes]] = []
         room = self._options.history_bytes
@@ -494,7 +479,6 @@ class RedisBroker:
     def _range(
         self, first: str, last: str, limit: int, *, reverse: bool = False
     ) -> list[tuple[str, bytes]]:
-        assert self._reader is not None
         read = self._reader.xrevrange if reverse else self._reader.xrange
         rows = read(self._log_key, first, last, limit)
         return [(position.decode(), fields.get(b"r", b"")) for position, fields in rows]
@@ -507,13 +491,9 @@ class RedisBroker:
 
 
 def _close(client: Any) -> None:
-    """Close *client*, and those it made itself and leaves to the garbage collector."""
-    if isinstance(client, RedisCluster):
-        inner = [node.redis_connection for node in client.nodes_manager.startup_nodes.values()]
-    else:
-        manager = getattr(client.connection_pool, "sentinel_manager", None)
-        inner = [] if manager is None else manager.sentinels
-    for each in (client, *filter(None, inner)):
+    """Close *client*, and what a sentinel leaves to the garbage collector."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for each in (client, *(manager.sentinels if manager else ())):
         each.close()
 
 

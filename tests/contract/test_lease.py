@@ -682,7 +682,7 @@ assert all(isinstance(lease, str) for lease in held), callers
 assert isinstance(victim.value, gevent.GreenletExit), victim
 leases.release(held)
 assert not leases._users and not leases._held
-print(broker._client().keys("{noc}:streams:*"))
+print(broker._client.keys("{noc}:streams:*"))
 leases.close()
 broker.close()
 """

@@ -17,14 +17,14 @@ SECRET = "s3cr/et"
 
 def made_with(url: str) -> dict[str, Any]:
     """Return what the connections of a client are made with."""
-    client = Address(url, 1.0).connect(Retry(NoBackoff(), 0))
+    client = Address(url, 1.0, "{noc}:log").connect(Retry(NoBackoff(), 0))
     options: dict[str, Any] = client.connection_pool.connection_kwargs
     return options
 
 
 def watched_with(url: str) -> list[dict[str, Any]]:
     """Return what the connections to each sentinel are made with."""
-    client = Address(url, 1.0).connect(Retry(NoBackoff(), 0))
+    client = Address(url, 1.0, "{noc}:log").connect(Retry(NoBackoff(), 0))
     sentinels = client.connection_pool.sentinel_manager.sentinels
     return [sentinel.connection_pool.connection_kwargs for sentinel in sentinels]
 
@@ -104,7 +104,7 @@ def test_every_sentinel_is_asked_the_way_the_master_is() -> None:
 def test_a_url_of_no_known_form_is_a_config_error(url: str) -> None:
     """At start, and naming the key."""
     with pytest.raises(ConfigError, match=r"^NOC_REALTIME_URL is '.*'; .*\.$"):
-        Address(url, 1.0)
+        Address(url, 1.0, "{noc}:log")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_url_of_no_known_form_is_a_config_error(url: str) -> None:
 def test_an_option_that_would_fail_the_first_event_is_a_config_error(option: str) -> None:
     """At start, where whoever wrote it looks; `decode_responses` changes every answer."""
     with pytest.raises(ConfigError, match=r"^NOC_REALTIME_URL is 'redis://h/0'; .*\.$"):
-        Address(f"redis://:pw@h/0?{option}", 1.0)
+        Address(f"redis://:pw@h/0?{option}", 1.0, "{noc}:log")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_option_that_would_fail_the_first_event_is_a_config_error(option: str
 def test_an_option_of_tls_is_looked_at_too(option: str) -> None:
     """They are those of redis-py."""
     with pytest.raises(ConfigError):
-        Address(f"rediss://h/0?{option}", 1.0)
+        Address(f"rediss://h/0?{option}", 1.0, "{noc}:log")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_option_of_tls_is_looked_at_too(option: str) -> None:
 def test_an_error_shows_no_part_of_a_password(url: str) -> None:
     """Also of one that is not percent-encoded, which shifts what the parts of the URL are."""
     with pytest.raises(ConfigError) as caught:
-        Address(url, 1.0)
+        Address(url, 1.0, "{noc}:log")
     shown = "".join(traceback.format_exception(caught.value, chain=True)).rpartition("ConfigError")
     for part in ("s3cr", "s3", "cret", "et@"):
         assert part not in shown[2]
@@ -183,4 +183,4 @@ def test_an_error_shows_no_part_of_a_password(url: str) -> None:
 )
 def test_a_log_may_show_hosts_and_path(url: str, shown: str) -> None:
     """Enough to see which Redis is meant."""
-    assert Address(url, 1.0).shown == shown
+    assert Address(url, 1.0, "{noc}:log").shown == shown
