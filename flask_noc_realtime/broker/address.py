@@ -15,6 +15,7 @@ from redis.sentinel import Sentinel
 
 from ..errors import ConfigError
 from .cluster import Owner, OwnerConnection, OwnerTLSConnection
+from .command import ONCE
 
 FORMS = (
     "memory://, redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service/db "
@@ -64,6 +65,7 @@ class Address:
     :param key: any key, which in a cluster says which node is meant.
     :ivar connect: returns a redis-py client with the `Retry` it is given.
     :ivar shown: the URL as it may be shown in a log.
+    :ivar timeout: seconds to wait for an answer.
     :ivar clustered: whether it is a Redis Cluster.
     :raises ConfigError: when the URL is not understood.
     """
@@ -76,6 +78,7 @@ class Address:
             # Unconnected, it shows what redis-py does not take.
             ConnectionPool(**options).make_connection()
             self.connect = _KINDS[parts.kind](parts, options)
+            self.timeout: float = options["socket_timeout"]
             self.clustered = parts.kind == "cluster"
         except (TypeError, ValueError, redis.RedisError) as error:
             # Without its cause, which may quote a password that was taken for something else.
@@ -191,10 +194,13 @@ def _sentinel(parts: _Parts, options: dict[str, Any]) -> Connect:
     if not service:
         raise ValueError("name the service: redis+sentinel://host:port,host:port/service/db")
     options["ssl"] = options.pop("connection_class", None) is not None
-    watch = {name: each for name, each in options.items() if name.startswith(("ssl", "socket_"))}
+    watch = {name: each for name, each in options.items() if name.startswith("ssl")}
     for name in ("username", "password"):
         watch[name] = parts.options.get(f"sentinel_{name}")
     sentinels = [(host, port or 26379) for host, port in parts.hosts]
+    # They are asked one after the other: together they may take as long as Redis itself.
+    share = options["socket_timeout"] / len(sentinels)
+    watch.update(socket_timeout=share, socket_connect_timeout=share, retry=ONCE)
 
     def connect(retry: Retry) -> Any:
         sentinel: Any = Sentinel(sentinels, sentinel_kwargs=watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
 from ..errors import BrokerUnavailable, EventError
 from ..event import generations_of, split_record
@@ -221,6 +223,7 @@ class RedisBroker:
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
         self._address = Address(url, options.timeout, self._log_key)
+        self._timeout = self._address.timeout
         self._client = self._address.connect(ONCE)
         self._reader = self._address.connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         self.pages = Pages(self._run, options.namespace)
@@ -237,13 +240,15 @@ class RedisBroker:
 
     def publish(self, record: bytes, key: str) -> str:
         events = [(record, key)]
+        begun = time.monotonic()
         try:
             return self._run_script(events, None)[0]
-        except redis.TimeoutError as error:
-            raise self._unavailable(error) from error
-        except AWAY:
-            # A connection Redis closed meanwhile says nothing about Redis now.
-            return self.publish_all(events, again=True, age=self._options.timeout)[0]
+        except AWAY as error:
+            # A connection Redis closed meanwhile says nothing about Redis now. What took longer
+            # than that shows would hold up the caller once more.
+            if time.monotonic() - begun > self._timeout / 2:
+                raise self._unavailable(error) from error
+        return self.publish_all(events, again=True, age=self._timeout)[0]
 
     def publish_all(
         self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
@@ -316,7 +321,7 @@ class RedisBroker:
             except (*AWAY, RuntimeError):
                 pass
         if self._thread is not None:
-            self._thread.join(self._options.timeout)
+            self._thread.join(self._timeout)
         _close(self._client)
 
     def survey(self, seconds: float) -> Answers:
@@ -368,8 +373,12 @@ class RedisBroker:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
+        said = str(error)
+        if isinstance(error, MasterNotFoundError):
+            # What follows is how the sentinels are asked, in some versions with the password.
+            said = said.partition(" : ")[0]
         return BrokerUnavailable(
-            f"Redis at {self._address.shown} does not answer ({type(error).__name__}: {error}); "
+            f"Redis at {self._address.shown} does not answer ({type(error).__name__}: {said}); "
             "check that it runs and that NOC_REALTIME_URL is right"
         )
 

@@ -84,6 +84,31 @@ def test_an_outage_costs_one_timeout_and_then_next_to_nothing(
         server.resume()
 
 
+AWAY = {
+    "server": "redis://127.0.0.1:{port}/0",
+    "sentinel": "redis+sentinel://127.0.0.1:{port},localhost:{port},[::ffff:127.0.0.1]:{port}/noc",
+    "cluster": "redis+cluster://127.0.0.1:{port},localhost:{port},[::ffff:127.0.0.1]:{port}",
+}
+
+
+@pytest.mark.parametrize("how", ["refuses", "is silent"])
+@pytest.mark.parametrize("kind", AWAY)
+def test_whatever_leads_to_redis_may_be_away(
+    kind: str, how: str, redis_server: RedisFactory, emitter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One timeout in all, however many sentinels or nodes there are: an emit returns None then."""
+    port = free_port()
+    if how == "is silent":
+        redis_server(port=port).pause()
+    made = emitter(AWAY[kind].format(port=port))
+    begun = time.perf_counter()
+    assert emit(made, 1) is None
+    assert time.perf_counter() - begun < 2 * TIMEOUT
+    assert made.queued == 1
+    assert len(errors(caplog)) == 1
+    assert "Traceback" not in caplog.text
+
+
 def test_what_was_queued_is_published_in_order_when_redis_is_back(
     redis_server: RedisFactory, emitter: Any, connect: BrokerFactory
 ) -> None:
