@@ -138,7 +138,8 @@ class Publisher:
             since = time.monotonic()
             try:
                 return self._broker.publish(record, key)
-            except BrokerUnavailable as error:
+            except Exception as error:
+                # Whatever it is: an emit never breaks its caller.
                 self._log_outage(error)
         self._postpone(_Queued(record, key, since))
         return None
@@ -154,7 +155,7 @@ class Publisher:
         self._closing.set()
         self._abandon()
 
-    def _log_outage(self, error: BrokerUnavailable) -> None:
+    def _log_outage(self, error: Exception) -> None:
         with self._lock:
             first, self._open = not self._open, True
         if first:
@@ -164,6 +165,7 @@ class Publisher:
                 "Emits raise until it is back."
                 if self._options.raises
                 else "They are queued and published in order when it is back.",
+                exc_info=None if isinstance(error, BrokerUnavailable) else error,
             )
 
     def _postpone(self, item: _Queued) -> None:
@@ -214,6 +216,7 @@ class Publisher:
     def _deliver(self) -> None:
         """Publish the queue in order until it is empty, then close the circuit."""
         failures = 0
+        stumbled = False
         while not self._closing.is_set():
             items = self._take()
             now = time.monotonic()
@@ -225,7 +228,8 @@ class Publisher:
                 else:
                     self._broker.ping()
             except Exception as error:
-                if not isinstance(error, BrokerUnavailable):
+                if not isinstance(error, BrokerUnavailable) and not stumbled:
+                    stumbled = True
                     _logger.exception("The courier stumbled; it tries again.")
                 self._put_back(items, now)
                 self._closing.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])

@@ -472,10 +472,42 @@ def test_the_courier_outlives_an_error_nobody_expected(
     assert emit(made, 0) is None
     monkeypatch.setattr(made._broker, "publish_all", fail)
     assert failed.wait(10)
+    failed.clear()
+    assert failed.wait(10)
     monkeypatch.setattr(made._broker, "publish_all", lambda events, **options: ["1-1"])
     assert made.flush(10)
     assert (made.queued, made.dropped) == (0, 0)
-    assert "The courier stumbled" in caplog.text
+    assert caplog.text.count("The courier stumbled") == 1
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_error_nobody_expected_is_an_outage(
+    raises: bool,
+    redis_server: RedisFactory,
+    emitter: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The service that emits is not to blame for it, and can do nothing about it."""
+    made = emitter(redis_server().url, raises=raises)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("not of redis-py's family")
+
+    for name in ("publish", "publish_all", "ping"):
+        monkeypatch.setattr(made._broker, name, fail)
+    for number in range(3):
+        if raises:
+            with pytest.raises(BrokerUnavailable):
+                emit(made, number)
+        else:
+            assert emit(made, number) is None
+    assert caplog.text.count("does not take events: not of redis-py's family") == 1
+    assert "Traceback" in caplog.text
+    monkeypatch.undo()
+    assert made.flush(10)
+    wait_until(lambda: not made._open, 10, "the end of the outage")
+    assert emit(made, 3) is not None
 
 
 def test_what_waits_for_the_broker_is_counted_at_any_moment(
