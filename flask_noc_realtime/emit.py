@@ -133,15 +133,19 @@ class Publisher:
 
     def _send(self, record: bytes) -> str | None:
         key = f"{self._name}-{next(self._numbers)}"
-        since = None
+        since: float | None = None
+        cause: Exception | None = None
         if not self._open:
             since = time.monotonic()
             try:
                 return self._broker.publish(record, key)
             except Exception as error:
                 # Whatever it is: an emit never breaks its caller.
+                cause = error
                 self._log_outage(error)
         self._postpone(_Queued(record, key, since))
+        if self._options.raises:
+            raise _refusal(cause) from cause
         return None
 
     def flush(self, timeout: float) -> bool:
@@ -169,20 +173,14 @@ class Publisher:
             )
 
     def _postpone(self, item: _Queued) -> None:
-        """Leave *item* to the courier, or raise."""
-        raises = self._options.raises
+        """Leave *item* to the courier, unless its caller is told; the courier ends the outage."""
         with self._lock:
             # The courier may have just closed it: the next event would overtake this one.
             self._open = True
-            if not raises:
+            if not self._options.raises:
                 self._enqueue(item)
             if self._idle.is_set():
                 self._start_courier()
-        if raises:
-            raise BrokerUnavailable(
-                "The broker is away and NOC_REALTIME_EMIT_ERRORS is 'raise'; "
-                "the event was not published."
-            )
 
     def _start_courier(self) -> None:
         self._idle.clear()
@@ -285,3 +283,17 @@ class Publisher:
             self._idle.set()
         _logger.warning("The broker takes events again; %d were dropped so far.", self.dropped)
         return True
+
+
+def _refusal(cause: Exception | None) -> BrokerUnavailable:
+    """Say what is known of an event that is left to its caller; without a cause it was not sent."""
+    uncertain = cause is not None and getattr(cause, "uncertain", True)
+    return BrokerUnavailable(
+        "The broker is away and NOC_REALTIME_EMIT_ERRORS is 'raise'; "
+        + (
+            "the event may have been published or not: whoever emits it again may emit it twice."
+            if uncertain
+            else "the event was not published."
+        ),
+        uncertain=uncertain,
+    )

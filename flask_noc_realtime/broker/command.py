@@ -18,6 +18,14 @@ ONCE = Retry(NoBackoff(), 0)
 """Send nothing twice: a second time would do again what was done when only the answer was lost."""
 
 
+class NoConnection(redis.ConnectionError):
+    """Nothing was sent, for the reason that there is no connection."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Script:
     """A Lua script, which Redis knows by its digest once it has run it."""
 
@@ -40,10 +48,14 @@ class Script:
 def ask(client: Any, *words: Any) -> Any:
     """Return the reply to a command; it is sent once, whatever happens.
 
+    :raises NoConnection: when it was not sent.
     :raises redis.RedisError: when it may have been carried out, or not.
     """
     pool = client.connection_pool
-    connection = pool.get_connection()
+    try:
+        connection = pool.get_connection()
+    except AWAY as error:
+        raise NoConnection(error) from error
     try:
         # Both disconnect when they are cut short, so that nobody gets another's reply.
         connection.send_packed_command(connection.pack_command(*words))

@@ -23,7 +23,7 @@ from . import Change, Claim, Leased, Sink, Terms
 from .address import Address
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
-from .command import AWAY, ONCE, Script, ask
+from .command import AWAY, ONCE, NoConnection, Script, ask
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
@@ -244,11 +244,16 @@ class RedisBroker:
         try:
             return self._run_script(events, None)[0]
         except AWAY as error:
+            first = self._unavailable(error)
             # A connection Redis closed meanwhile says nothing about Redis now. What took longer
             # than that shows would hold up the caller once more.
             if time.monotonic() - begun > self._timeout / 2:
-                raise self._unavailable(error) from error
-        return self.publish_all(events, again=True, age=self._timeout)[0]
+                raise first from error
+        try:
+            return self.publish_all(events, again=True, age=self._timeout)[0]
+        except BrokerUnavailable as error:
+            error.uncertain |= first.uncertain
+            raise
 
     def publish_all(
         self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
@@ -373,13 +378,15 @@ class RedisBroker:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
-        said = str(error)
-        if isinstance(error, MasterNotFoundError):
+        reason = error.reason if isinstance(error, NoConnection) else error
+        said = str(reason)
+        if isinstance(reason, MasterNotFoundError):
             # What follows is how the sentinels are asked, in some versions with the password.
             said = said.partition(" : ")[0]
         return BrokerUnavailable(
-            f"Redis at {self._address.shown} does not answer ({type(error).__name__}: {said}); "
-            "check that it runs and that NOC_REALTIME_URL is right"
+            f"Redis at {self._address.shown} does not answer ({type(reason).__name__}: {said}); "
+            "check that it runs and that NOC_REALTIME_URL is right",
+            uncertain=reason is error,
         )
 
     # The subscription.

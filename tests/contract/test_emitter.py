@@ -204,8 +204,9 @@ def test_raise_mode_raises_and_recovers(redis_server: RedisFactory, emitter: Any
     emit(made, 0)
     server.kill9()
     for number in (1, 2):
-        with pytest.raises(BrokerUnavailable, match="EMIT_ERRORS"):
+        with pytest.raises(BrokerUnavailable, match=r"EMIT_ERRORS.* was not published") as caught:
             emit(made, number)
+        assert not caught.value.uncertain
     assert made.queued == 0
     server.start()
 
@@ -217,6 +218,26 @@ def test_raise_mode_raises_and_recovers(redis_server: RedisFactory, emitter: Any
 
     wait_until(recovered, 20, "emits succeed")
     assert server.client().xlen("{noc}:log") == 2
+
+
+def test_raise_mode_says_when_an_event_may_have_been_published(
+    redis_server: RedisFactory, emitter: Any
+) -> None:
+    """A frozen Redis takes it when it goes on: whoever emits it again doubles it."""
+    server = redis_server()
+    made = emitter(server.url, raises=True)
+    emit(made, 0)
+    server.pause()
+    with pytest.raises(BrokerUnavailable, match="may have been published or not") as caught:
+        emit(made, 1)
+    assert caught.value.uncertain
+    assert isinstance(caught.value.__cause__, BrokerUnavailable)
+    with pytest.raises(BrokerUnavailable, match="was not published") as caught:
+        emit(made, 2)
+    assert not caught.value.uncertain
+    server.resume()
+    client = server.client()
+    wait_until(lambda: client.xlen("{noc}:log") == 3, 10, "the opening entry and two events")
 
 
 def test_an_event_whose_answer_was_lost_is_published_once(
