@@ -176,6 +176,7 @@ _SCRIPTS = {
 }
 
 _PAGE = 500
+_QUIET = 3.0
 _IDLE_CHECK = 15.0
 _WINDOW_MARGIN = 5.0
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -236,7 +237,9 @@ class RedisBroker:
         self._closed = threading.Event()
         self._pubsub: Any | None = None
         self._down = False
+        self._stumbled = False
         self._failures = 0
+        self._check_at = 0.0
 
     def publish(self, record: bytes, key: str) -> str:
         events = [(record, key)]
@@ -395,10 +398,8 @@ class RedisBroker:
         while not self._closed.is_set():
             try:
                 self._follow()
-            except AWAY as error:
+            except Exception as error:
                 self._log_down(error)
-            except Exception:
-                _logger.exception("The subscription stumbled; it starts again.")
             self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
             self._failures += 1
         _close(self._reader)
@@ -418,11 +419,10 @@ class RedisBroker:
             if self.census.report is not None:
                 takers[self.census.channel.encode()] = self.census.answer
             pubsub.subscribe(*takers)
+            self._check_at = time.monotonic() + _IDLE_CHECK
             while not self._closed.is_set():
-                message = pubsub.get_message(timeout=_IDLE_CHECK)
-                if message is None:
-                    self._catch_up()
-                elif message["type"] == "message":
+                message = pubsub.get_message(timeout=_QUIET) or self._probe(pubsub)
+                if message["type"] == "message":
                     takers[message["channel"]](message["data"])
                 elif message["channel"] == self.pages.channel.encode():
                     self.pages.wake_all()
@@ -432,16 +432,43 @@ class RedisBroker:
                     self._catch_up()
                     self._log_up()
 
+    def _probe(self, pubsub: Any) -> Any:
+        """Return the next message, where none has come for a while.
+
+        A connection that ended without a word would be waited on for ever.
+
+        :raises redis.RedisError: when the subscription is dead.
+        """
+        missed = False
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _IDLE_CHECK
+            missed = self._catch_up()
+        pubsub.ping()
+        # The second look is for a process that was held up until the time was over.
+        message = pubsub.get_message(timeout=self._timeout) or pubsub.get_message()
+        if message is None:
+            raise redis.TimeoutError("the subscription is silent")
+        if missed and message["type"] == "pong":
+            raise redis.ConnectionError("the subscription leaves events out")
+        return message
+
     def _log_down(self, error: Exception) -> None:
-        if not self._down and not self._closed.is_set():
+        expected = isinstance(error, AWAY)
+        if self._closed.is_set() or (self._down if expected else self._stumbled):
+            return
+        if expected:
             self._down = True
             _logger.error(
                 "%s. The app serves on; streams get what they miss when Redis is back.",
                 self._unavailable(error),
             )
+        else:
+            self._stumbled = True
+            _logger.error("The subscription stumbled; it starts again.", exc_info=error)
 
     def _log_up(self) -> None:
         self._failures = 0
+        self._stumbled = False
         if self._down:
             self._down = False
             _logger.warning("Redis at %s answers again.", self._address.shown)
@@ -457,18 +484,23 @@ class RedisBroker:
         self._newest = position
         self._deliver([(position, record)])
 
-    def _catch_up(self) -> None:
-        """Read what follows the newest entry, or all there is when that one is gone."""
+    def _catch_up(self) -> bool:
+        """Read what follows the newest entry, or all there is when that one is gone.
+
+        :return: whether there was anything.
+        """
+        found = False
         while self._newest is not None:
             rows = self._range(self._newest, "+", _PAGE)
             if not rows or rows[0][0] != self._newest:
-                self._load()
-                return
+                break
             self._newest = rows[-1][0]
             self._deliver(rows[1:])
+            found = found or len(rows) > 1
             if len(rows) < _PAGE:
-                return
+                return found
         self._load()
+        return True
 
     def _load(self) -> None:
         """Replace the history by what Redis has, newest first up to the bounds."""
