@@ -315,10 +315,11 @@ class RedisBroker:
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._subscribe, name="noc-realtime-subscription", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
 
     def close(self) -> None:
         self._closed.set()
