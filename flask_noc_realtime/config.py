@@ -42,7 +42,7 @@ class Config:
     :ivar heartbeat: seconds of silence on a stream at most.
     :ivar retry: seconds until a browser reconnects, on average.
     :ivar history_events: events kept for replay, in Redis and in each process.
-    :ivar history_bytes: bytes of events kept in each process.
+    :ivar history_bytes: bytes of events kept for replay, in Redis and in each process.
     :ivar max_event_bytes: bytes of one encoded event at most.
     :ivar max_lag: seconds an overloaded worker may let live streams fall behind before it
         resets them.

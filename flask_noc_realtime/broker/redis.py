@@ -29,8 +29,18 @@ from .pages import SCRIPTS as PAGES_SCRIPTS
 
 # One entry that carries no event opens every log, so that a position can always be found.
 # Each message names its predecessor: a hole shows with the next message, whatever made it.
+# Only records of more than an even share can take the log past its bytes. Redis has to look at
+# all of it to tell, so it does that in one millisecond of sixteen.
 _APPEND = """
-local log, channel, generations, cap = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local log, channel, generations = KEYS[1], KEYS[2], KEYS[3]
+local cap, bytes = ARGV[1], tonumber(ARGV[2])
+local function trim()
+  local used = redis.pcall('MEMORY', 'USAGE', log, 'SAMPLES', 0)
+  if type(used) == 'number' and used > bytes then
+    local kept = math.floor(redis.call('XLEN', log) * bytes / used)
+    redis.call('XTRIM', log, 'MAXLEN', '~', math.max(1, kept))
+  end
+end
 local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', '')
 local function append(record, key, patterns)
@@ -41,6 +51,7 @@ local function append(record, key, patterns)
     moved[#moved + 1] = position
   end
   if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
+  if #record * cap > bytes and string.match(position, '%d+') % 16 == 0 then trim() end
   redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
   before = position
   return position
@@ -52,7 +63,7 @@ end
 _PUBLISH = (
     _APPEND
     + """
-local retried, age = KEYS[4], ARGV[2]
+local retried, age = KEYS[4], ARGV[3]
 local published = {}
 if age ~= '' then
   local since = '-'
@@ -65,7 +76,7 @@ if age ~= '' then
   end
 end
 local positions = {}
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   local key = ARGV[i + 1]
   local position = published[key] or redis.call('HGET', retried, key)
   if not position then
@@ -85,10 +96,10 @@ _CHANGE = (
     + """
 local positions = {}
 for i = 4, #KEYS do
-  local said, at = KEYS[i], 3 + 4 * (i - 4)
+  local said, at = KEYS[i], 4 + 4 * (i - 4)
   if (redis.call('GET', said) or '') == ARGV[at] then
     positions[#positions + 1] = append(ARGV[at + 2], said, ARGV[at + 3])
-    redis.call('SET', said, ARGV[at + 1], 'PX', ARGV[2])
+    redis.call('SET', said, ARGV[at + 1], 'PX', ARGV[3])
   else
     positions[#positions + 1] = ''
   end
@@ -190,7 +201,7 @@ class RedisOptions:
 
     :param namespace: prefix of the keys and the channel.
     :param history_events: entries Redis keeps, about, and a process loads at most.
-    :param history_bytes: bytes of records a process loads at most.
+    :param history_bytes: bytes of records Redis keeps, about, and a process loads at most.
     :param timeout: seconds to connect, and to wait for an answer.
     """
 
@@ -219,6 +230,7 @@ class RedisBroker:
         self._generations_key = f"{{{options.namespace}}}:generations"
         self._retried_key = f"{{{options.namespace}}}:retried"
         self._keys = (self._log_key, self._channel, self._generations_key)
+        self._bounds = (options.history_events, options.history_bytes)
         self._said_key = f"{{{options.namespace}}}:said:"
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
@@ -266,10 +278,7 @@ class RedisBroker:
 
     def publish_changes(self, changes: Sequence[Change], seconds: float) -> list[str | None]:
         keys = [*self._keys, *(self._said_key + change.key for change in changes)]
-        arguments: list[bytes | str | int] = [
-            self._options.history_events,
-            round(seconds * 1000),
-        ]
+        arguments: list[bytes | str | int] = [*self._bounds, round(seconds * 1000)]
         for _, before, after, record in changes:
             arguments += (before or b"", after, record, _generations_of(record))
         positions = self._run("change", keys, arguments) if changes else []
@@ -351,7 +360,7 @@ class RedisBroker:
         return rows[0][0].decode() if rows else None
 
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
-        arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
+        arguments: list[bytes | str | int] = [*self._bounds, _window(age)]
         for record, key in events:
             arguments += (record, key, _generations_of(record))
         keys = (*self._keys, self._retried_key)

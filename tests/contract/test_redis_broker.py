@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -264,6 +265,34 @@ def test_a_paused_redis_is_waited_for(redis_server: RedisFactory, connect: Broke
     broker.publish(record(2), key())
     sink.wait_for_number(2)
     assert sink.numbers == [0, 1, 2]
+
+
+def test_the_log_in_redis_is_bounded_by_bytes_too(
+    redis: RedisServer, connect: BrokerFactory
+) -> None:
+    """By events alone, as many of the largest would take forty times the memory it may have."""
+    bound = 500_000
+    broker = connect(redis.url, namespace="bytes", history_bytes=bound)
+    sink = RecordingSink()
+    broker.start(sink)
+    client, log = redis.client(), "{bytes}:log"
+    numbers = count()
+
+    def bounded() -> bool:
+        for number in islice(numbers, 20):
+            broker.publish(record(number, 10_000), key())
+        return number > 100 and client.memory_usage(log, 0) < 1.2 * bound
+
+    wait_until(bounded, 20, "the log is trimmed")
+    assert client.xlen(log) * 10_000 > bound / 2
+    last = next(numbers)
+    broker.publish(record(last), key())
+    sink.wait_for_number(last)
+    assert sink.numbers == list(range(last + 1))
+    assert len(sink.restarts) == 1
+    late = RecordingSink()
+    connect(redis.url, namespace="bytes", history_bytes=bound).start(late)
+    late.wait_for_number(last)
 
 
 def test_a_hole_in_pubsub_is_filled_before_going_on(
