@@ -48,10 +48,15 @@ class ConfigTable(SphinxDirective):
         lines += ["   * - Key", "     - Default", "     - Meaning"]
         for field in fields(Config):
             meaning = " ".join(meanings[field.name].split())
-            lines += [f"   * - ``{key_of(field.name)}``", f"     - ``{field.default!r}``"]
+            lines += [f"   * - ``{key_of(field.name)}``", f"     - ``{_shown(field.default)}``"]
             lines.append(f"     - {meaning[0].upper()}{meaning[1:]}")
         self.env.note_dependency(str(Path(flask_noc_realtime.__file__).with_name("config.py")))
         return self.parse_text_to_nodes(StringList(lines, "config.py"))
+
+
+def _shown(default: object) -> str:
+    """Return a default as code; no default is a secret, though its type hides it."""
+    return repr(str(default) if isinstance(default, str) else default)
 
 
 def setup(app: Sphinx) -> None:

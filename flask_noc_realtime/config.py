@@ -17,7 +17,7 @@ from .rollout import Rollout, is_percentage
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 _ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
 _PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]+)+", re.ASCII)
-_SECRET = re.compile(r"[!-~]{16,}", re.ASCII)
+_STRONG = re.compile(r"[!-~]{16,}", re.ASCII)
 
 
 class Secret(str):
@@ -30,6 +30,7 @@ class Secret(str):
 
 
 _NO_SECRET = Secret()
+_MEMORY = Secret("memory://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Config:
     :ivar heartbeat: seconds of silence on a stream at most.
     :ivar retry: seconds until a browser reconnects, on average.
     :ivar history_events: events kept for replay, in Redis and in each process.
-    :ivar history_bytes: bytes of events kept in each process.
+    :ivar history_bytes: bytes of events kept for replay, in Redis and in each process.
     :ivar max_event_bytes: bytes of one encoded event at most.
     :ivar max_lag: seconds an overloaded worker may let live streams fall behind before it
         resets them.
@@ -85,7 +86,7 @@ class Config:
     :ivar ingest_repeat: seconds in which an alert that says nothing new is not emitted again.
     """
 
-    url: str = "memory://"
+    url: Secret = _MEMORY
     prefix: str = "/api/v1/events"
     allow_anonymous: bool = False
     heartbeat: float = 15.0
@@ -191,6 +192,12 @@ class Config:
             raise _wrong("namespace", self.namespace, "letters, digits and _ . : -")
         if not is_percentage(self.rollout):
             raise _wrong("rollout", self.rollout, "a number from 0 to 100, in steps of 0.01")
+        for name in ("ingest_alertmanager_token", "ingest_secret"):
+            if not _STRONG.fullmatch(getattr(self, name) or 16 * "-"):
+                raise ConfigError(
+                    f"{key_of(name)} is too weak, or has blanks; use 16 or more letters, digits "
+                    "and signs of ASCII, such as `openssl rand -hex 32` prints."
+                )
         for origin in self.cors_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise _wrong("cors_origins", origin, "origins such as 'https://noc.example:8443'")
@@ -248,17 +255,11 @@ def _convert(key: str, value: Any, kind: type) -> Any:
         ):
             raise ConfigError(f"{key} is {value!r}; use a list of str.")
         return tuple(part.strip() for part in parts if part.strip())
-    if kind is Secret:
-        if not isinstance(value, str) or (value and not _SECRET.fullmatch(value)):
-            raise ConfigError(
-                f"{key} is too weak, or has blanks; use 16 or more letters, digits and signs of "
-                "ASCII, such as `openssl rand -hex 32` prints."
-            )
-        return Secret(value)
-    if kind is str:
+    if kind in (str, Secret):
         if not isinstance(value, str):
-            raise ConfigError(f"{key} is {value!r}; use a str.")
-        return value
+            shown = f"a {type(value).__name__}" if kind is Secret else repr(value)
+            raise ConfigError(f"{key} is {shown}; use a str.")
+        return value if kind is str else Secret(value)
     try:
         number = kind(value)
         # An infinite interval would pass every check and fail the first stream.

@@ -133,14 +133,19 @@ class Publisher:
 
     def _send(self, record: bytes) -> str | None:
         key = f"{self._name}-{next(self._numbers)}"
-        since = None
+        since: float | None = None
+        cause: Exception | None = None
         if not self._open:
             since = time.monotonic()
             try:
                 return self._broker.publish(record, key)
-            except BrokerUnavailable as error:
+            except Exception as error:
+                # Whatever it is: an emit never breaks its caller.
+                cause = error
                 self._log_outage(error)
         self._postpone(_Queued(record, key, since))
+        if self._options.raises:
+            raise _refusal(cause) from cause
         return None
 
     def flush(self, timeout: float) -> bool:
@@ -154,7 +159,7 @@ class Publisher:
         self._closing.set()
         self._abandon()
 
-    def _log_outage(self, error: BrokerUnavailable) -> None:
+    def _log_outage(self, error: Exception) -> None:
         with self._lock:
             first, self._open = not self._open, True
         if first:
@@ -164,23 +169,18 @@ class Publisher:
                 "Emits raise until it is back."
                 if self._options.raises
                 else "They are queued and published in order when it is back.",
+                exc_info=None if isinstance(error, BrokerUnavailable) else error,
             )
 
     def _postpone(self, item: _Queued) -> None:
-        """Leave *item* to the courier, or raise."""
-        raises = self._options.raises
+        """Leave *item* to the courier, unless its caller is told; the courier ends the outage."""
         with self._lock:
             # The courier may have just closed it: the next event would overtake this one.
             self._open = True
-            if not raises:
+            if not self._options.raises:
                 self._enqueue(item)
             if self._idle.is_set():
                 self._start_courier()
-        if raises:
-            raise BrokerUnavailable(
-                "The broker is away and NOC_REALTIME_EMIT_ERRORS is 'raise'; "
-                "the event was not published."
-            )
 
     def _start_courier(self) -> None:
         self._idle.clear()
@@ -214,6 +214,7 @@ class Publisher:
     def _deliver(self) -> None:
         """Publish the queue in order until it is empty, then close the circuit."""
         failures = 0
+        stumbled = False
         while not self._closing.is_set():
             items = self._take()
             now = time.monotonic()
@@ -225,7 +226,8 @@ class Publisher:
                 else:
                     self._broker.ping()
             except Exception as error:
-                if not isinstance(error, BrokerUnavailable):
+                if not isinstance(error, BrokerUnavailable) and not stumbled:
+                    stumbled = True
                     _logger.exception("The courier stumbled; it tries again.")
                 self._put_back(items, now)
                 self._closing.wait(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
@@ -281,3 +283,17 @@ class Publisher:
             self._idle.set()
         _logger.warning("The broker takes events again; %d were dropped so far.", self.dropped)
         return True
+
+
+def _refusal(cause: Exception | None) -> BrokerUnavailable:
+    """Say what is known of an event that is left to its caller; without a cause it was not sent."""
+    uncertain = cause is not None and getattr(cause, "uncertain", True)
+    return BrokerUnavailable(
+        "The broker is away and NOC_REALTIME_EMIT_ERRORS is 'raise'; "
+        + (
+            "the event may have been published or not: whoever emits it again may emit it twice."
+            if uncertain
+            else "the event was not published."
+        ),
+        uncertain=uncertain,
+    )

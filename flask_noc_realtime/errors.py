@@ -59,4 +59,12 @@ class LimitError(NocRealtimeError):
 
 
 class BrokerUnavailable(NocRealtimeError, ConnectionError):
-    """The broker could not be reached; the event was not published."""
+    """The broker could not be reached, or did not answer.
+
+    :ivar uncertain: whether what it was asked for may have been done all the same. An event that
+        is emitted again is then seen twice, if it was.
+    """
+
+    def __init__(self, message: str, *, uncertain: bool = False) -> None:
+        super().__init__(message)
+        self.uncertain = uncertain

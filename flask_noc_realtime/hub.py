@@ -96,6 +96,7 @@ class Hub:
         self._listeners: list[Callable[[], None]] = []
         self._loaded = threading.Event()
         self._patience: float | None = None
+        self._complained = False
 
     def start(self) -> None:
         """Subscribe to the broker, once, and give its history a moment to arrive.
@@ -110,8 +111,8 @@ class Hub:
             if self._patience is None:
                 self._patience = time.monotonic() + self.options.start_timeout
             patience = self._patience
-        if first:
-            self._broker.start(self)
+        if first and not self._follow():
+            return
         self._loaded.wait(max(0.0, patience - time.monotonic()))
 
     def close(self) -> None:
@@ -268,6 +269,18 @@ class Hub:
         """Return the last frame of a stream; one that is to look up its rights returns soon."""
         retry = round(self.retry() * (_SOON if reason == "refresh" else 1.0) * 1000)
         return control("stream.close", {"reason": reason, "retry": retry}, retry=retry)
+
+    def _follow(self) -> bool:
+        """Start the subscription; without a thread for it the next caller tries again."""
+        try:
+            self._broker.start(self)
+        except RuntimeError as error:
+            if not self._complained:
+                self._complained = True
+                _logger.error("No event is followed until there is a thread for it: %s.", error)
+            self._patience = None
+            return False
+        return True
 
     def _find(self, position: str | None) -> int | None:
         """Find where to resume, giving what another worker has already shown time to arrive."""

@@ -212,8 +212,10 @@ class Leases:
 
     def _keep_renewing(self) -> None:
         if self._held and self._broker.shared and not self._renewing:
-            self._renewing = True
-            threading.Thread(target=self._renew, name="noc-realtime-leases", daemon=True).start()
+            thread = threading.Thread(target=self._renew, name="noc-realtime-leases", daemon=True)
+            with suppress(RuntimeError):  # No more threads: who asks next tries again.
+                thread.start()
+                self._renewing = True
 
     def _renew(self) -> None:
         while not self._closing.wait(self._options.seconds / 3):

@@ -132,12 +132,12 @@ class Outbox:
             self._served.add(process)
         try:
             relay = self.relay(process)
+            relay.start()
         except Exception:
             # The request that happens to be the first has nothing to do with it.
             _logger.exception("This worker does not relay %s.", self.table.name)
             return
         process.relays.append(relay)
-        relay.start()
 
 
 def outbox_table(name: str, metadata: MetaData) -> Table:

@@ -38,6 +38,7 @@ class Emitter:
     :param url: the app's ``NOC_REALTIME_URL``.
     :param namespace: the app's ``NOC_REALTIME_NAMESPACE``.
     :param history_events: the app's ``NOC_REALTIME_HISTORY_EVENTS``: whoever emits also trims.
+    :param history_bytes: the app's ``NOC_REALTIME_HISTORY_BYTES``.
     :param emit_errors: ``log`` queues what Redis does not take; ``raise`` raises.
     :param strict_types: refuse event types nobody registered.
     :raises ConfigError: when one of these is wrong, and for ``memory://``.
@@ -49,6 +50,7 @@ class Emitter:
         *,
         namespace: str = "noc",
         history_events: int = 10_000,
+        history_bytes: int = 64 * 1024 * 1024,
         emit_errors: str = "log",
         strict_types: bool = True,
     ) -> None:
@@ -56,6 +58,7 @@ class Emitter:
             "url": url,
             "namespace": namespace,
             "history_events": history_events,
+            "history_bytes": history_bytes,
             "emit_errors": emit_errors,
             "strict_types": strict_types,
         }

@@ -81,8 +81,9 @@ class Relay:
 
     def start(self) -> None:
         """Relay in a thread from now on."""
-        self._thread = threading.Thread(target=self.run, name="noc-realtime-relay", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self.run, name="noc-realtime-relay", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def run(self) -> None:
         """Relay until `close`."""

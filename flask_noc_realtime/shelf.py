@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -43,10 +44,12 @@ class Keeper:
         with self._changed:
             self._held[token] = name, time.monotonic() + self._lease / 3
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._renew, name="noc-realtime-flights", daemon=True
                 )
-                self._thread.start()
+                with suppress(RuntimeError):  # No more threads: the next lease tries again.
+                    thread.start()
+                    self._thread = thread
             elif len(self._held) == 1:
                 self._changed.notify()
 

@@ -27,6 +27,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._held: list[socket.socket] = []
+        self._mute: set[socket.socket] = set()
         self._closing = False
         self.asked = 0
         """How many connections were made."""
@@ -64,6 +65,11 @@ class FaultProxy:
             self._how, self._answer = how, answer
         if how != "freeze":
             self.cut()
+
+    def mute(self) -> None:
+        """Let what there is pass no byte more, and end none of it; new connections pass."""
+        with self._lock:
+            self._mute |= set(self._pairs)
 
     def cut(self) -> None:
         """End every connection there is."""
@@ -133,6 +139,6 @@ class FaultProxy:
             part = key.fileobj.recv(_SIZE)  # type: ignore[union-attr]
             if not part:
                 return False
-            if self._how != "freeze":
+            if self._how != "freeze" and key.fileobj not in self._mute:
                 key.data.sendall(part)
         return True

@@ -183,7 +183,10 @@ class Broker(Protocol):
         """
 
     def start(self, sink: Sink) -> None:
-        """Begin feeding *sink*: its first `restart` brings the history, at once or later."""
+        """Begin feeding *sink*: its first `restart` brings the history, at once or later.
+
+        :raises RuntimeError: when there can be no thread for it; it can be tried again.
+        """
 
     def close(self) -> None:
         """Stop feeding, and release connections."""

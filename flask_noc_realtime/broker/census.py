@@ -11,8 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import redis
-
 from ..errors import BrokerUnavailable
 
 _TURN = 0.2
@@ -42,32 +40,35 @@ class Answers(NamedTuple):
 class Census:
     """Asks the workers of one namespace, and answers for this one. Thread-safe.
 
-    :param client: returns the Redis client.
+    :param client: the Redis client.
     :param run: runs a script by name with keys and arguments.
     :param namespace: prefix of the keys and the channel.
+    :param countable: whether Redis knows how many are asked.
     """
 
-    def __init__(self, client: Callable[[], Any], run: Callable[..., Any], namespace: str) -> None:
+    def __init__(
+        self, client: Any, run: Callable[..., Any], namespace: str, *, countable: bool
+    ) -> None:
         self.channel = f"{{{namespace}}}:census"
         self.report: Callable[[], bytes] | None = None
         self._client = client
         self._run = run
+        self._countable = countable
 
     def ask(self, seconds: float) -> Answers:
         """Return what the workers answer within *seconds*, sooner when all have.
 
         :raises redis.RedisError: when Redis does not answer.
         """
-        client = self._client()
         question = secrets.token_hex(8)
-        asked = client.publish(self.channel, question)
-        if isinstance(client, redis.RedisCluster):
-            asked = None  # The node counts its own subscribers only.
+        told = self._client.publish(self.channel, question)
+        # A node of a cluster counts its own subscribers only.
+        asked = told if self._countable else None
         reports: list[bytes] = []
         deadline = time.monotonic() + seconds
         while len(reports) != asked and time.monotonic() < deadline:
             # In turns: a longer wait would pass the client's own timeout.
-            found = client.blpop([self._key(question)], timeout=_TURN)
+            found = self._client.blpop([self._key(question)], timeout=_TURN)
             if found is not None:
                 reports.append(found[1])
         return Answers(asked, reports)

@@ -7,8 +7,24 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from redis.cluster import RedisCluster
+import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+AWAY = (redis.RedisError, OSError)
+"""What redis-py raises when Redis is away, or does not do what it is told."""
+
+ONCE = Retry(NoBackoff(), 0)
+"""Send nothing twice: a second time would do again what was done when only the answer was lost."""
+
+
+class NoConnection(redis.ConnectionError):
+    """Nothing was sent, for the reason that there is no connection."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Script:
@@ -33,12 +49,11 @@ class Script:
 def ask(client: Any, *words: Any) -> Any:
     """Return the reply to a command; it is sent once, whatever happens.
 
+    :raises NoConnection: when it was not sent.
     :raises redis.RedisError: when it may have been carried out, or not.
     """
-    if isinstance(client, RedisCluster):
-        return client.execute_command(*words)
     pool = client.connection_pool
-    connection = pool.get_connection()
+    connection = _connection(pool)
     try:
         # Both disconnect when they are cut short, so that nobody gets another's reply.
         connection.send_packed_command(connection.pack_command(*words))
@@ -55,10 +70,8 @@ def ask_primary(client: Any, key: str, *words: str) -> Any:
 
     :raises redis.RedisError: when it takes none, or the reply is not known.
     """
-    if isinstance(client, RedisCluster):
-        return client.execute_command(*words)
     pool = client.connection_pool
-    connection = pool.get_connection()
+    connection = _connection(pool)
     try:
         # No hash has a field without a name, and nothing is written.
         connection.send_packed_command([_packed(words, ("HDEL", key, ""))])
@@ -71,6 +84,13 @@ def ask_primary(client: Any, key: str, *words: str) -> Any:
         raise
     finally:
         pool.release(connection)
+
+
+def _connection(pool: Any) -> Any:
+    try:
+        return pool.get_connection()
+    except AWAY as error:
+        raise NoConnection(error) from error
 
 
 @lru_cache(maxsize=1024)

@@ -7,30 +7,40 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.cluster import RedisCluster
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError
 
-from ..errors import BrokerUnavailable, ConfigError, EventError
+from ..errors import BrokerUnavailable, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
 from . import MAX_GENERATIONS, Change, Claim, Leased, Sink, Terms
+from .address import Address
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
-from .command import Script, ask_primary
+from .command import AWAY, ONCE, NoConnection, Script, ask_primary
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
 # One entry that carries no event opens every log, so that a position can always be found.
 # Each message names its predecessor: a hole shows with the next message, whatever made it.
+# Only records of more than an even share can take the log past its bytes. Redis has to look at
+# all of it to tell, so it does that in one millisecond of sixteen.
 _APPEND = """
-local log, channel, generations, cap = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local log, channel, generations = KEYS[1], KEYS[2], KEYS[3]
+local cap, bytes = ARGV[1], tonumber(ARGV[2])
+local function trim()
+  local used = redis.pcall('MEMORY', 'USAGE', log, 'SAMPLES', 0)
+  if type(used) == 'number' and used > bytes then
+    local kept = math.floor(redis.call('XLEN', log) * bytes / used)
+    redis.call('XTRIM', log, 'MAXLEN', '~', math.max(1, kept))
+  end
+end
 local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 local before = last and last[1] or redis.call('XADD', log, '*', 'r', '', 'k', '')
 local function append(record, key, patterns)
@@ -42,6 +52,7 @@ local function append(record, key, patterns)
   end
   if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
   if redis.call('HLEN', generations) > MAX_GENERATIONS then redis.call('DEL', generations) end
+  if #record * cap > bytes and string.match(position, '%d+') % 16 == 0 then trim() end
   redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
   before = position
   return position
@@ -53,7 +64,7 @@ end
 _PUBLISH = (
     _APPEND
     + """
-local retried, age = KEYS[4], ARGV[2]
+local retried, age = KEYS[4], ARGV[3]
 local published = {}
 if age ~= '' then
   local since = '-'
@@ -66,7 +77,7 @@ if age ~= '' then
   end
 end
 local positions = {}
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   local key = ARGV[i + 1]
   local position = published[key] or redis.call('HGET', retried, key)
   if not position then
@@ -86,10 +97,10 @@ _CHANGE = (
     + """
 local positions = {}
 for i = 4, #KEYS do
-  local said, at = KEYS[i], 3 + 4 * (i - 4)
+  local said, at = KEYS[i], 4 + 4 * (i - 4)
   if (redis.call('GET', said) or '') == ARGV[at] then
     positions[#positions + 1] = append(ARGV[at + 2], said, ARGV[at + 3])
-    redis.call('SET', said, ARGV[at + 1], 'PX', ARGV[2])
+    redis.call('SET', said, ARGV[at + 1], 'PX', ARGV[3])
   else
     positions[#positions + 1] = ''
   end
@@ -101,8 +112,8 @@ return positions
 _STAND = (
     _APPEND
     + """
-redis.call('SET', KEYS[4], ARGV[2])
-return append(ARGV[2], ARGV[3], ARGV[4])
+redis.call('SET', KEYS[4], ARGV[3])
+return append(ARGV[3], ARGV[4], ARGV[5])
 """
 )
 _FOUND = """
@@ -186,6 +197,7 @@ _SCRIPTS = {
 }
 
 _PAGE = 500
+_QUIET = 3.0
 _IDLE_CHECK = 15.0
 _WINDOW_MARGIN = 5.0
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -199,7 +211,7 @@ class RedisOptions:
 
     :param namespace: prefix of the keys and the channel.
     :param history_events: entries Redis keeps, about, and a process loads at most.
-    :param history_bytes: bytes of records a process loads at most.
+    :param history_bytes: bytes of records Redis keeps, about, and a process loads at most.
     :param timeout: seconds to connect, and to wait for an answer.
     """
 
@@ -213,8 +225,8 @@ class RedisBroker:
     """Publishes with one atomic script, and follows with one subscription per process.
 
     :param url: ``redis://``, ``rediss://``, ``unix://``,
-        ``redis+sentinel://host:port,host:port/service/db`` or ``redis+cluster://host:port``
-        (``rediss+...`` for TLS).
+        ``redis+sentinel://host:port,host:port/service/db`` or
+        ``redis+cluster://host:port,host:port`` (``rediss+...`` for TLS).
     :raises ConfigError: when the URL is of none of these forms. Nothing is connected yet.
     """
 
@@ -229,16 +241,19 @@ class RedisBroker:
         self._retried_key = f"{{{options.namespace}}}:retried"
         self._keys = (self._log_key, self._channel, self._generations_key)
         self._standing_key = f"{{{options.namespace}}}:standing"
+        self._bounds = (options.history_events, options.history_bytes)
         self._said_key = f"{{{options.namespace}}}:said:"
         self._workers_key = f"{{{options.namespace}}}:workers"
         self._user_key = f"{{{options.namespace}}}:streams:"
         self._kept_key = f"{{{options.namespace}}}:kept:"
+        self._address = Address(url, options.timeout, self._log_key)
+        self._timeout = self._address.timeout
+        self._client = self._address.connect(ONCE)
+        self._reader = self._address.connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         self.pages = Pages(self._run, options.namespace)
-        self.census = Census(self._client, self._run, options.namespace)
-        self._where = _without_secret(url)
-        self._connect = client_factory(url, options.timeout)
-        self._emitting: Any | None = None
-        self._reader: Any | None = None
+        self.census = Census(
+            self._client, self._run, options.namespace, countable=not self._address.clustered
+        )
         self._sink: Sink | None = None
         self._thread: threading.Thread | None = None
         self._newest: str | None = None
@@ -246,32 +261,36 @@ class RedisBroker:
         self._pubsub: Any | None = None
         self._down = False
         self._away_since: float | None = None
+        self._stumbled = False
         self._failures = 0
+        self._check_at = 0.0
 
     def publish(self, record: bytes, key: str) -> str:
         events = [(record, key)]
+        begun = time.monotonic()
         try:
             return self._run_script(events, None)[0]
-        except redis.TimeoutError as error:
-            raise self._unavailable(error) from error
-        except (redis.RedisError, OSError):
-            # A connection Redis closed meanwhile says nothing about Redis now.
-            return self.publish_all(events, again=True, age=self._options.timeout)[0]
+        except AWAY as error:
+            first = self._unavailable(error)
+            # A connection Redis closed meanwhile says nothing about Redis now. What took longer
+            # than that shows would hold up the caller once more.
+            if time.monotonic() - begun > self._timeout / 2:
+                raise first from error
+        try:
+            return self.publish_all(events, again=True, age=self._timeout)[0]
+        except BrokerUnavailable as error:
+            error.uncertain |= first.uncertain
+            raise
 
     def publish_all(
         self, events: Sequence[tuple[bytes, str]], *, again: bool, age: float = math.inf
     ) -> list[str]:
-        try:
+        with self._reaching():
             return self._run_script(events, age if again else None)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
 
     def publish_changes(self, changes: Sequence[Change], seconds: float) -> list[str | None]:
         keys = [*self._keys, *(self._said_key + change.key for change in changes)]
-        arguments: list[bytes | str | int] = [
-            self._options.history_events,
-            round(seconds * 1000),
-        ]
+        arguments: list[bytes | str | int] = [*self._bounds, round(seconds * 1000)]
         for _, before, after, record in changes:
             arguments += (before or b"", after, record, _generations_of(record))
         positions = self._run("change", keys, arguments) if changes else []
@@ -292,10 +311,8 @@ class RedisBroker:
         return _order(position) > _order(other)
 
     def ping(self) -> None:
-        try:
-            self._client().ping()
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            self._client.ping()
 
     def away(self) -> float:
         since = self._away_since
@@ -303,15 +320,13 @@ class RedisBroker:
 
     def stand(self, record: bytes, key: str) -> str:
         keys = [*self._keys, self._standing_key]
-        arguments = [self._options.history_events, record, key, _generations_of(record)]
+        arguments = [*self._bounds, record, key, _generations_of(record)]
         position: bytes = self._run("stand", keys, arguments)
         return position.decode()
 
     def standing(self) -> bytes | None:
-        try:
-            record: bytes | None = self._client().get(self._standing_key)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            record: bytes | None = self._client.get(self._standing_key)
         return record
 
     def lease(
@@ -330,10 +345,8 @@ class RedisBroker:
         )
 
     def put(self, key: str, value: bytes, seconds: float) -> None:
-        try:
-            self._client().set(self._kept_key + key, value, px=round(seconds * 1000))
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            self._client.set(self._kept_key + key, value, px=round(seconds * 1000))
 
     def take(self, keys: Sequence[str]) -> list[bytes | None]:
         return self._run_each("take", self._kept_key, keys)
@@ -341,10 +354,11 @@ class RedisBroker:
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._away_since = time.monotonic()
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._subscribe, name="noc-realtime-subscription", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
 
     def close(self) -> None:
         self._closed.set()
@@ -352,53 +366,40 @@ class RedisBroker:
         if pubsub is not None and not self._down:
             try:
                 pubsub.unsubscribe()
-            except (redis.RedisError, OSError, RuntimeError):
+            except (*AWAY, RuntimeError):
                 pass
         if self._thread is not None:
-            self._thread.join(self._options.timeout)
-        if self._emitting is not None:
-            _close(self._emitting)
+            self._thread.join(self._timeout)
+        _close(self._client)
 
     def survey(self, seconds: float) -> Answers:
         """Ask every worker for its report, and return what comes within *seconds*.
 
         :raises BrokerUnavailable: when none can be asked.
         """
-        try:
+        with self._reaching():
             return self.census.ask(seconds)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
 
     def newest(self) -> str | None:
         """Return the newest position in the log, or None when there is no log.
 
         :raises BrokerUnavailable: when it cannot be known.
         """
-        try:
-            rows = self._client().xrevrange(self._log_key, count=1)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            rows = self._client.xrevrange(self._log_key, count=1)
         return rows[0][0].decode() if rows else None
 
-    def _client(self) -> Any:
-        if self._emitting is None:
-            # redis-py's retries would publish twice when only the answer was lost.
-            self._emitting = self._connect(Retry(NoBackoff(), 0))
-        return self._emitting
-
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
-        arguments: list[bytes | str | int] = [self._options.history_events, _window(age)]
+        arguments: list[bytes | str | int] = [*self._bounds, _window(age)]
         for record, key in events:
             arguments += (record, key, _generations_of(record))
         keys = (*self._keys, self._retried_key)
-        positions = _SCRIPTS["publish"].run(self._client(), keys, arguments)
+        positions = _SCRIPTS["publish"].run(self._client, keys, arguments)
         return [position.decode() for position in positions]
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        try:
-            return _SCRIPTS[name].run(self._client(), keys, arguments)
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._reaching():
+            return _SCRIPTS[name].run(self._client, keys, arguments)
 
     def _run_each(self, name: str, prefix: str, keys: Sequence[str]) -> list[bytes | None]:
         """Run a script that returns a value for each key."""
@@ -409,17 +410,31 @@ class RedisBroker:
         return values
 
     def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
-        try:
-            return ask_primary(self._client(), key, "HMGET", key, *fields)
-        except (redis.RedisError, OSError) as error:
-            if str(error).startswith("WRONGTYPE"):
+        with self._reaching():
+            try:
+                return ask_primary(self._client, key, "HMGET", key, *fields)
+            except redis.ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
                 return [None] * len(fields)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except AWAY as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
+        reason = error.reason if isinstance(error, NoConnection) else error
+        said = str(reason)
+        if isinstance(reason, MasterNotFoundError):
+            # What follows is how the sentinels are asked, in some versions with the password.
+            said = said.partition(" : ")[0]
         return BrokerUnavailable(
-            f"Redis at {self._where} does not answer ({type(error).__name__}: {error}); "
-            "check that it runs and that NOC_REALTIME_URL is right"
+            f"Redis at {self._address.shown} does not answer ({type(reason).__name__}: {said}); "
+            "check that it runs and that NOC_REALTIME_URL is right",
+            uncertain=reason is error,
         )
 
     # The subscription.
@@ -428,16 +443,13 @@ class RedisBroker:
         while not self._closed.is_set():
             try:
                 self._follow()
-            except (redis.RedisError, OSError) as error:
+            except Exception as error:
                 self._log_down(error)
-            except Exception:
-                _logger.exception("The subscription stumbled; it starts again.")
             if self._away_since is None:
                 self._away_since = time.monotonic()
             self._closed.wait(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
             self._failures += 1
-        if self._reader is not None:
-            _close(self._reader)
+        _close(self._reader)
 
     def _follow(self) -> None:
         """Subscribe and deliver until the connection breaks.
@@ -445,8 +457,6 @@ class RedisBroker:
         Whatever redis-py reconnects by itself shows as one more confirmation of the
         subscription, and every confirmation reads what was missed before going on.
         """
-        if self._reader is None:
-            self._reader = self._connect(Retry(ExponentialWithJitterBackoff(0.2, 0.01), 2))
         with self._reader.pubsub() as pubsub:
             self._pubsub = pubsub
             takers: dict[bytes, Callable[[bytes], None]] = {
@@ -456,11 +466,10 @@ class RedisBroker:
             if self.census.report is not None:
                 takers[self.census.channel.encode()] = self.census.answer
             pubsub.subscribe(*takers)
+            self._check_at = time.monotonic() + _IDLE_CHECK
             while not self._closed.is_set():
-                message = pubsub.get_message(timeout=_IDLE_CHECK)
-                if message is None:
-                    self._catch_up()
-                elif message["type"] == "message":
+                message = pubsub.get_message(timeout=_QUIET) or self._probe(pubsub)
+                if message["type"] == "message":
                     takers[message["channel"]](message["data"])
                 elif message["channel"] == self.pages.channel.encode():
                     self.pages.wake_all()
@@ -470,20 +479,47 @@ class RedisBroker:
                     self._catch_up()
                     self._log_up()
 
+    def _probe(self, pubsub: Any) -> Any:
+        """Return the next message, where none has come for a while.
+
+        A connection that ended without a word would be waited on for ever.
+
+        :raises redis.RedisError: when the subscription is dead.
+        """
+        missed = False
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _IDLE_CHECK
+            missed = self._catch_up()
+        pubsub.ping()
+        # The second look is for a process that was held up until the time was over.
+        message = pubsub.get_message(timeout=self._timeout) or pubsub.get_message()
+        if message is None:
+            raise redis.TimeoutError("the subscription is silent")
+        if missed and message["type"] == "pong":
+            raise redis.ConnectionError("the subscription leaves events out")
+        return message
+
     def _log_down(self, error: Exception) -> None:
-        if not self._down and not self._closed.is_set():
+        expected = isinstance(error, AWAY)
+        if self._closed.is_set() or (self._down if expected else self._stumbled):
+            return
+        if expected:
             self._down = True
             _logger.error(
                 "%s. The app serves on; streams get what they miss when Redis is back.",
                 self._unavailable(error),
             )
+        else:
+            self._stumbled = True
+            _logger.error("The subscription stumbled; it starts again.", exc_info=error)
 
     def _log_up(self) -> None:
         self._failures = 0
         self._away_since = None
+        self._stumbled = False
         if self._down:
             self._down = False
-            _logger.warning("Redis at %s answers again.", self._where)
+            _logger.warning("Redis at %s answers again.", self._address.shown)
 
     def _take(self, message: bytes) -> None:
         head, _, record = message.partition(b"\n")
@@ -496,22 +532,27 @@ class RedisBroker:
         self._newest = position
         self._deliver([(position, record)])
 
-    def _catch_up(self) -> None:
-        """Read what follows the newest entry, or all there is when that one is gone."""
+    def _catch_up(self) -> bool:
+        """Read what follows the newest entry, or all there is when that one is gone.
+
+        :return: whether there was anything.
+        """
+        found = False
         while self._newest is not None:
             rows = self._range(self._newest, "+", _PAGE)
             if not rows or rows[0][0] != self._newest:
-                self._load()
-                return
+                break
             self._newest = rows[-1][0]
             self._deliver(rows[1:])
+            found = found or len(rows) > 1
             if len(rows) < _PAGE:
-                return
+                return found
         self._load()
+        return True
 
     def _load(self) -> None:
         """Replace the history by what Redis has, newest first up to the bounds."""
-        assert self._sink is not None and self._reader is not None
+        assert self._sink is not None
         self._reader.eval(_FOUND, 1, self._log_key)
         # First: what stands later comes with the rows, or after them.
         standing = self._reader.get(self._standing_key) or b""
@@ -537,7 +578,6 @@ class RedisBroker:
     def _range(
         self, first: str, last: str, limit: int, *, reverse: bool = False
     ) -> list[tuple[str, bytes]]:
-        assert self._reader is not None
         read = self._reader.xrevrange if reverse else self._reader.xrange
         rows = read(self._log_key, first, last, limit)
         return [(position.decode(), fields.get(b"r", b"")) for position, fields in rows]
@@ -549,77 +589,10 @@ class RedisBroker:
             self._sink.deliver(entries)
 
 
-def client_factory(url: str, timeout: float) -> Callable[[Retry], Any]:
-    """Return what makes redis-py clients for *url*; nothing is connected yet.
-
-    :raises ConfigError: when *url* is not understood.
-    """
-    options = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "health_check_interval": _IDLE_CHECK,
-    }
-    scheme, _, kind = urlsplit(url).scheme.partition("+")
-    plain = url.replace(f"+{kind}://", "://", 1) if kind else url
-    try:
-        if scheme in ("redis", "rediss", "unix") and not kind:
-            _check(url)
-            return lambda retry: redis.Redis.from_url(url, retry=retry, **options)
-        if scheme in ("redis", "rediss") and kind == "cluster":
-            _check(plain)
-            return lambda retry: RedisCluster.from_url(plain, retry=retry, **options)
-        if scheme in ("redis", "rediss") and kind == "sentinel":
-            return _sentinel(url, {**options, "ssl": scheme == "rediss"})
-    except ValueError as error:
-        raise ConfigError(f"NOC_REALTIME_URL is {_without_secret(url)!r}: {error}.") from error
-    raise ConfigError(
-        f"NOC_REALTIME_URL is {_without_secret(url)!r}; use memory://, redis://, rediss://, "
-        "unix://, redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port."
-    )
-
-
-def _check(url: str) -> None:
-    redis.connection.parse_url(url)
-
-
-def _sentinel(url: str, options: dict[str, Any]) -> Callable[[Retry], Any]:
-    parts = urlsplit(url)
-    secret, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = secret.partition(":")
-    service, _, db = parts.path.strip("/").partition("/")
-    if not service:
-        raise ValueError("name the service: redis+sentinel://host:port,host:port/service/db")
-    sentinels = []
-    for host in hosts.split(","):
-        name, _, port = host.rpartition(":")
-        sentinels.append((name.strip("[]"), int(port)) if name else (host, 26379))
-    if user:
-        options["username"] = unquote(user)
-    if password:
-        options["password"] = unquote(password)
-    sentinel_password = parse_qs(parts.query).get("sentinel_password", [None])[0]
-    sentinel_options = {
-        "socket_timeout": options["socket_timeout"],
-        "socket_connect_timeout": options["socket_connect_timeout"],
-        "password": sentinel_password,
-    }
-    number = int(db or 0)
-
-    def connect(retry: Retry) -> Any:
-        sentinel: Any = Sentinel(sentinels, sentinel_kwargs=sentinel_options)
-        return sentinel.master_for(service, db=number, retry=retry, **options)
-
-    return connect
-
-
 def _close(client: Any) -> None:
-    """Close *client*, and those it made itself and leaves to the garbage collector."""
-    if isinstance(client, RedisCluster):
-        inner = [node.redis_connection for node in client.nodes_manager.startup_nodes.values()]
-    else:
-        manager = getattr(client.connection_pool, "sentinel_manager", None)
-        inner = [] if manager is None else manager.sentinels
-    for each in (client, *filter(None, inner)):
+    """Close *client*, and what a sentinel leaves to the garbage collector."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for each in (client, *(manager.sentinels if manager else ())):
         each.close()
 
 
@@ -653,10 +626,3 @@ def _order(position: str) -> tuple[int, int]:
         return int(milliseconds), int(number)
     except ValueError:
         return -1, -1
-
-
-def _without_secret(url: str) -> str:
-    """Return *url* as it may be shown in a log."""
-    parts = urlsplit(url)
-    hosts = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{hosts}{parts.path}"

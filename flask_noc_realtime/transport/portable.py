@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from ..hub import Hub
@@ -33,8 +34,12 @@ class Portable:
             self.streams += 1
             if worker is None or self._watched is not None:
                 return
-            self._watched = worker
-        threading.Thread(target=self._watch, name="noc-realtime-worker-watch", daemon=True).start()
+            watch = threading.Thread(
+                target=self._watch, name="noc-realtime-worker-watch", daemon=True
+            )
+            with suppress(RuntimeError):  # No more threads: the next stream tries again.
+                watch.start()
+                self._watched = worker
 
     def leave(self) -> None:
         """Count a stream out."""

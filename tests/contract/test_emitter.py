@@ -84,6 +84,31 @@ def test_an_outage_costs_one_timeout_and_then_next_to_nothing(
         server.resume()
 
 
+AWAY = {
+    "server": "redis://127.0.0.1:{port}/0",
+    "sentinel": "redis+sentinel://127.0.0.1:{port},localhost:{port},[::ffff:127.0.0.1]:{port}/noc",
+    "cluster": "redis+cluster://127.0.0.1:{port},localhost:{port},[::ffff:127.0.0.1]:{port}",
+}
+
+
+@pytest.mark.parametrize("how", ["refuses", "is silent"])
+@pytest.mark.parametrize("kind", AWAY)
+def test_whatever_leads_to_redis_may_be_away(
+    kind: str, how: str, redis_server: RedisFactory, emitter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One timeout in all, however many sentinels or nodes there are: an emit returns None then."""
+    port = free_port()
+    if how == "is silent":
+        redis_server(port=port).pause()
+    made = emitter(AWAY[kind].format(port=port))
+    begun = time.perf_counter()
+    assert emit(made, 1) is None
+    assert time.perf_counter() - begun < 2 * TIMEOUT
+    assert made.queued == 1
+    assert len(errors(caplog)) == 1
+    assert "Traceback" not in caplog.text
+
+
 def test_what_was_queued_is_published_in_order_when_redis_is_back(
     redis_server: RedisFactory, emitter: Any, connect: BrokerFactory
 ) -> None:
@@ -179,8 +204,9 @@ def test_raise_mode_raises_and_recovers(redis_server: RedisFactory, emitter: Any
     emit(made, 0)
     server.kill9()
     for number in (1, 2):
-        with pytest.raises(BrokerUnavailable, match="EMIT_ERRORS"):
+        with pytest.raises(BrokerUnavailable, match=r"EMIT_ERRORS.* was not published") as caught:
             emit(made, number)
+        assert not caught.value.uncertain
     assert made.queued == 0
     server.start()
 
@@ -192,6 +218,26 @@ def test_raise_mode_raises_and_recovers(redis_server: RedisFactory, emitter: Any
 
     wait_until(recovered, 20, "emits succeed")
     assert server.client().xlen("{noc}:log") == 2
+
+
+def test_raise_mode_says_when_an_event_may_have_been_published(
+    redis_server: RedisFactory, emitter: Any
+) -> None:
+    """A frozen Redis takes it when it goes on: whoever emits it again doubles it."""
+    server = redis_server()
+    made = emitter(server.url, raises=True)
+    emit(made, 0)
+    server.pause()
+    with pytest.raises(BrokerUnavailable, match="may have been published or not") as caught:
+        emit(made, 1)
+    assert caught.value.uncertain
+    assert isinstance(caught.value.__cause__, BrokerUnavailable)
+    with pytest.raises(BrokerUnavailable, match="was not published") as caught:
+        emit(made, 2)
+    assert not caught.value.uncertain
+    server.resume()
+    client = server.client()
+    wait_until(lambda: client.xlen("{noc}:log") == 3, 10, "the opening entry and two events")
 
 
 def test_an_event_whose_answer_was_lost_is_published_once(
@@ -447,10 +493,42 @@ def test_the_courier_outlives_an_error_nobody_expected(
     assert emit(made, 0) is None
     monkeypatch.setattr(made._broker, "publish_all", fail)
     assert failed.wait(10)
+    failed.clear()
+    assert failed.wait(10)
     monkeypatch.setattr(made._broker, "publish_all", lambda events, **options: ["1-1"])
     assert made.flush(10)
     assert (made.queued, made.dropped) == (0, 0)
-    assert "The courier stumbled" in caplog.text
+    assert caplog.text.count("The courier stumbled") == 1
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_error_nobody_expected_is_an_outage(
+    raises: bool,
+    redis_server: RedisFactory,
+    emitter: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The service that emits is not to blame for it, and can do nothing about it."""
+    made = emitter(redis_server().url, raises=raises)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("not of redis-py's family")
+
+    for name in ("publish", "publish_all", "ping"):
+        monkeypatch.setattr(made._broker, name, fail)
+    for number in range(3):
+        if raises:
+            with pytest.raises(BrokerUnavailable):
+                emit(made, number)
+        else:
+            assert emit(made, number) is None
+    assert caplog.text.count("does not take events: not of redis-py's family") == 1
+    assert "Traceback" in caplog.text
+    monkeypatch.undo()
+    assert made.flush(10)
+    wait_until(lambda: not made._open, 10, "the end of the outage")
+    assert emit(made, 3) is not None
 
 
 def test_what_waits_for_the_broker_is_counted_at_any_moment(

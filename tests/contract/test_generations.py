@@ -120,5 +120,5 @@ def size(broker: Broker) -> int:
     """Return how many generations are kept."""
     if isinstance(broker, MemoryBroker):
         return len(broker._generations)
-    client = broker._client()  # type: ignore[attr-defined]
+    client = broker._client  # type: ignore[attr-defined]
     return int(client.hlen(broker._generations_key))  # type: ignore[attr-defined]

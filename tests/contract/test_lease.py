@@ -694,7 +694,7 @@ assert all(isinstance(lease, str) for lease in held), callers
 assert all(isinstance(victim.value, gevent.GreenletExit) for victim in victims), victims
 leases.release(held)
 assert not leases._users and not leases._held
-print(broker._client().keys("{noc}:streams:*"))
+print(broker._client.keys("{noc}:streams:*"))
 leases.close()
 broker.close()
 """

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from itertools import count, islice
 from typing import Any
 
 import pytest
 
+from flask_noc_realtime.broker import redis as broker_module
 from flask_noc_realtime.broker.redis import RedisBroker
-from flask_noc_realtime.errors import BrokerUnavailable, ConfigError
+from flask_noc_realtime.errors import BrokerUnavailable
 from tests.certificate import Certificate
 from tests.conftest import RedisFactory
 from tests.contract.conftest import BrokerFactory
 from tests.contract.sinks import RecordingSink, key, record
+from tests.faults import FaultProxy
 from tests.processes import free_port, wait_until
 from tests.redis_server import RedisServer
 
@@ -117,6 +120,75 @@ def test_cut_subscriptions_miss_and_double_nothing(
     assert len(sink.restarts) == 1
 
 
+def calls(server: RedisServer, command: str) -> int:
+    """Return how often *server* was given a command."""
+    stats: Any = server.client().info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+def test_a_subscription_that_died_without_a_word_is_replaced(
+    redis_server: RedisFactory, connect: BrokerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A balancer that forgot its connections tells neither side, and passes on no event."""
+    monkeypatch.setattr(broker_module, "_QUIET", 0.2)
+    server = redis_server()
+    sink = RecordingSink()
+    with FaultProxy(("127.0.0.1", server.port)) as proxy:
+        broker = connect(f"redis://127.0.0.1:{proxy.address[1]}/0", timeout=0.5)
+        broker.start(sink)
+        sink.wait_for(lambda: bool(sink.restarts), "the history")
+        proxy.mute()
+        wait_until(lambda: calls(server, "subscribe") == 2, 20, "a new subscription")
+        publisher = connect(server.url)
+        for number in range(3):
+            publisher.publish(record(number), key())
+            sink.wait_for_number(number)
+        broker.close()
+    assert sink.numbers == [0, 1, 2]
+    assert len(sink.restarts) == 1
+
+
+def test_a_subscription_that_leaves_events_out_is_replaced(
+    redis_server: RedisFactory,
+    connect: BrokerFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log has an event that did not come, and the connection is alive: so it is no use."""
+    monkeypatch.setattr(broker_module, "_QUIET", 0.05)
+    monkeypatch.setattr(broker_module, "_IDLE_CHECK", 0.1)
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    server.client().xadd(LOG, {"r": record(1), "k": key()})
+    sink.wait_for_number(1)
+    wait_until(lambda: "answers again" in caplog.text, 20, "the recovery is logged")
+    assert calls(server, "subscribe") == 2
+    assert "the subscription leaves events out" in caplog.text
+
+
+def test_a_subscription_with_nothing_to_bring_is_kept(
+    redis_server: RedisFactory, connect: BrokerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked whether it is alive, and says so."""
+    monkeypatch.setattr(broker_module, "_QUIET", 0.02)
+    monkeypatch.setattr(broker_module, "_IDLE_CHECK", 0.1)
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    broker.start(sink)
+    for number in range(2):
+        asked = calls(server, "ping")
+        wait_until(lambda asked=asked: calls(server, "ping") > asked + 10, 20, "ten questions")
+        broker.publish(record(number), key())
+        sink.wait_for_number(number)
+    assert calls(server, "subscribe") == 1
+    assert len(sink.restarts) == 1
+
+
 def test_a_redis_killed_and_restarted_loses_nothing_it_acknowledged(
     redis_server: RedisFactory, connect: BrokerFactory
 ) -> None:
@@ -193,6 +265,34 @@ def test_a_paused_redis_is_waited_for(redis_server: RedisFactory, connect: Broke
     broker.publish(record(2), key())
     sink.wait_for_number(2)
     assert sink.numbers == [0, 1, 2]
+
+
+def test_the_log_in_redis_is_bounded_by_bytes_too(
+    redis: RedisServer, connect: BrokerFactory
+) -> None:
+    """By events alone, as many of the largest would take forty times the memory it may have."""
+    bound = 500_000
+    broker = connect(redis.url, namespace="bytes", history_bytes=bound)
+    sink = RecordingSink()
+    broker.start(sink)
+    client, log = redis.client(), "{bytes}:log"
+    numbers = count()
+
+    def bounded() -> bool:
+        for number in islice(numbers, 20):
+            broker.publish(record(number, 10_000), key())
+        return number > 100 and client.memory_usage(log, 0) < 1.2 * bound
+
+    wait_until(bounded, 20, "the log is trimmed")
+    assert client.xlen(log) * 10_000 > bound / 2
+    last = next(numbers)
+    broker.publish(record(last), key())
+    sink.wait_for_number(last)
+    assert sink.numbers == list(range(last + 1))
+    assert len(sink.restarts) == 1
+    late = RecordingSink()
+    connect(redis.url, namespace="bytes", history_bytes=bound).start(late)
+    late.wait_for_number(last)
 
 
 def test_a_hole_in_pubsub_is_filled_before_going_on(
@@ -355,23 +455,3 @@ def test_other_ways_to_a_redis(
     broker.start(sink)
     broker.publish(record(1), key())
     sink.wait_for_number(1)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://localhost",
-        "localhost:6379",
-        "",
-        "redis://localhost:port",
-        "redis+sentinel://localhost:26379",
-        "redis+sentinel://h:x/service",
-        "memory+cluster://x",
-    ],
-)
-def test_a_url_of_no_known_form_is_a_config_error(url: str) -> None:
-    """At start, and naming the key."""
-    from flask_noc_realtime.broker.redis import RedisOptions
-
-    with pytest.raises(ConfigError, match="NOC_REALTIME_URL"):
-        RedisBroker(url, RedisOptions())

@@ -301,7 +301,7 @@ def test_no_request_asks_redis_for_the_rollout(make_site: Callable[..., Site]) -
     """Each worker knows it."""
     site = make_site(ROLLOUT=0)
     assert not site.told("ada")
-    redis = site.process.broker._client()  # type: ignore[attr-defined]
+    redis = site.process.broker._client  # type: ignore[attr-defined]
     before = redis.info("commandstats")
     for _ in range(5):
         site.told("ada")
