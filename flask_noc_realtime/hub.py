@@ -144,6 +144,7 @@ class Hub:
             self._arrivals.clear()
             self._append(entries)
             self.invalidations.count_all()
+            self._appended.notify_all()
         self._loaded.set()
         self._notify()
 

@@ -5,7 +5,9 @@ Nobody reports anything until somebody asks: what nobody looks at costs nothing.
 
 from __future__ import annotations
 
+import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +24,8 @@ _ANSWER = """
 redis.call('RPUSH', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
+
+_logger = logging.getLogger("flask_noc_realtime")
 
 SCRIPTS = {"census.answer": _ANSWER}
 
@@ -74,15 +78,25 @@ class Census:
         return Answers(asked, reports)
 
     def answer(self, question: bytes) -> None:
-        """Answer what came through the subscription.
+        """Answer what came through the subscription, from a thread: no event waits for that.
 
-        Whoever asks sees that one is missing where Redis does not take it.
+        Whoever asks sees that one is missing where it cannot be done.
         """
+        with suppress(RuntimeError):
+            threading.Thread(
+                target=self._answer, args=(question,), name="noc-realtime-census", daemon=True
+            ).start()
+
+    def _answer(self, question: bytes) -> None:
         if self.report is None:
             return
         key = self._key(question.decode("ascii", "replace"))
-        with suppress(BrokerUnavailable):
+        try:
             self._run("census.answer", [key], [self.report(), _KEPT])
+        except BrokerUnavailable:
+            pass
+        except Exception:
+            _logger.exception("A question how this worker is was not answered.")
 
     def _key(self, question: str) -> str:
         return f"{self.channel}:{question}"

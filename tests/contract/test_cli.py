@@ -234,7 +234,7 @@ def test_a_worker_that_hangs_is_told_of(
     process.broker.census.report = hang
     process.position()
     result = run("stats", "--wait", "0.3")
-    assert hanging.is_set()
+    assert hanging.wait(20.0)
     go_on.set()
     assert result.exit_code == 1
     assert "0 workers, 0 streams" in result.output
@@ -247,7 +247,9 @@ def test_an_answer_that_came_too_late_does_not_stay(
     """Nobody will ever read it."""
     process = make_app(server.url).extensions["noc_realtime"].process()
     process.broker.census.answer(b"forgotten")
-    assert 0 < server.client().pttl("{noc}:census:forgotten") <= 10_000
+    client = server.client()
+    wait_until(lambda: client.exists("{noc}:census:forgotten"), 20, "it is answered")
+    assert 0 < client.pttl("{noc}:census:forgotten") <= 10_000
 
 
 def app_position(app: Flask) -> str:

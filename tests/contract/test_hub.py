@@ -18,6 +18,7 @@ from flask_noc_realtime.eventlog import Entry
 from flask_noc_realtime.hub import Hub, HubOptions
 from tests.conftest import require
 from tests.contract.sinks import key, record
+from tests.processes import wait_until
 
 STILL = HubOptions(retry=0.0)
 
@@ -219,6 +220,22 @@ def test_a_position_another_worker_has_shown_is_waited_for() -> None:
     opening.start()
     hub.deliver([entry])
     opening.join()
+    assert b"stream.reset" not in opened[0]
+
+
+def test_a_position_that_comes_with_the_history_is_waited_for_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first history of a worker, or one that another Redis has."""
+    monkeypatch.setattr(hub_module, "_ARRIVAL_WAIT", 60.0)
+    entry = Entry.from_record("p-2", record(2))
+    hub = Hub(LateBroker(), HubOptions())
+    opened: list[bytes] = []
+    opening = threading.Thread(target=lambda: opened.append(hub.open("p-2").preamble), daemon=True)
+    opening.start()
+    wait_until(lambda: hub._appended._waiters, 20, "it waits")
+    hub.restart("p-1", [entry])
+    opening.join(20)
     assert b"stream.reset" not in opened[0]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flask_noc_realtime.broker import redis as broker_module
+from flask_noc_realtime.broker.census import Answers
 from flask_noc_realtime.broker.redis import RedisBroker
 from flask_noc_realtime.errors import BrokerUnavailable
 from tests.certificate import Certificate
@@ -293,6 +294,34 @@ def test_the_log_in_redis_is_bounded_by_bytes_too(
     late = RecordingSink()
     connect(redis.url, namespace="bytes", history_bytes=bound).start(late)
     late.wait_for_number(last)
+
+
+def test_no_event_waits_while_a_worker_is_asked_how_it_is(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """Its report takes a moment, and so does Redis."""
+    server = redis_server()
+    broker, asking = connect(server.url), connect(server.url)
+    asked, told = threading.Event(), threading.Event()
+
+    def report() -> bytes:
+        asked.set()
+        assert told.wait(20)
+        return b"well"
+
+    broker.census.report = report
+    sink = RecordingSink()
+    broker.start(sink)
+    sink.wait_for(lambda: bool(sink.restarts), "the subscription")
+    answers: list[Answers] = []
+    survey = threading.Thread(target=lambda: answers.append(asking.survey(20.0)), daemon=True)
+    survey.start()
+    assert asked.wait(20)
+    broker.publish(record(0), key())
+    sink.wait_for_number(0)
+    told.set()
+    survey.join(20)
+    assert answers == [Answers(1, [b"well"])]
 
 
 def test_a_hole_in_pubsub_is_filled_before_going_on(

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import pytest
 import redis
+from flask import Flask
 
+from flask_noc_realtime import Identity, NocRealtime
 from flask_noc_realtime.broker import Change
 from flask_noc_realtime.broker.cluster import Owner
 from flask_noc_realtime.broker.redis import RedisBroker
@@ -302,6 +304,22 @@ def test_a_cluster_is_followed_with_tls(
     cluster.share_slots()
     url = f"rediss+cluster://127.0.0.1:{node.port}?ssl_ca_certs={certificate.authority}"
     connect(url).ping()
+
+
+@pytest.mark.parametrize("form", ["redis+cluster://{0},{0}", "redis+sentinel://{0},{0}/noc"])
+def test_an_app_serves_on_without_a_way_to_redis(form: str) -> None:
+    """Pages, and streams that are reset when it comes, of users who have a limit of them."""
+    app = Flask(__name__)
+    app.config["NOC_REALTIME_URL"] = form.format(f"127.0.0.1:{free_port()}")
+    realtime = NocRealtime(app)
+    realtime.identity_loader(lambda request: Identity("7"))
+    app.add_url_rule("/", "page", lambda: "page")
+    client = app.test_client()
+    assert client.get("/").text == "page"
+    with client.get("/api/v1/events/stream", buffered=False) as response:
+        assert response.status_code == 200
+        assert b"event: stream.open\n" in next(response.iter_encoded())
+    app.extensions["noc_realtime"].process().close()
 
 
 def test_a_node_that_does_not_answer_is_asked_last(redis_server: RedisFactory) -> None:

@@ -189,10 +189,11 @@ def test_a_redis_that_comes_back_empty_resets_every_stream(
 def test_an_event_reaches_the_streams_of_every_worker(
     gunicorn: GunicornFactory, redis_server: RedisFactory
 ) -> None:
-    """It does not matter which worker the emitting request hits."""
-    server = gunicorn(APP, workers=2, env=environment(redis_server()))
+    """It does not matter which worker the emitting request hits; each is subscribed once."""
+    redis = redis_server()
+    server = gunicorn(APP, workers=2, env=environment(redis))
     assert len(server.worker_pids()) == 2
-    with open_streams(server) as clients:
+    with open_streams(server, 50) as clients:
         counts: dict[int, int] = {}
 
         def know_both() -> bool:
@@ -201,8 +202,9 @@ def test_an_event_reaches_the_streams_of_every_worker(
             return len(counts) == 2
 
         wait_until(know_both, 10, "both workers answer")
-        assert sum(counts.values()) == STREAMS
+        assert sum(counts.values()) == 50
         assert all(counts.values()), counts
+        assert redis.client().pubsub_numsub("{noc}:events") == [(b"{noc}:events", 2)]
         emitters: set[int] = set()
         positions = []
 
@@ -214,7 +216,7 @@ def test_an_event_reaches_the_streams_of_every_worker(
 
         wait_until(both_emitted, 20, "both workers emitted")
         found = collect(clients, positions[-1])
-    assert found == [positions] * STREAMS
+    assert found == [positions] * 50
 
 
 @pytest.mark.parametrize("trouble", ["unreachable", "wrong password"])
