@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -57,6 +58,8 @@ def main() -> int:
                 "DEMO_DATABASE": str(database),
                 "DEMO_RATE": str(rate),
                 "DEMO_SEED": str(seed + 1),
+                "DEMO_SECRET": os.environ.get("DEMO_SECRET") or secrets.token_hex(),
+                "DEMO_COOKIE": f"noc-{port}",
                 "DEMO_WELCOME": f"The NOC is at http://{HOST}:{port}/ ({crew}, {how}); "
                 "Ctrl-C ends it.",
             }
@@ -97,8 +100,10 @@ def serve(app: str, port: int, workers: str, environ: dict[str, str]) -> int:
     """Run gunicorn until it ends or this process is told to."""
     gunicorn = ("-m", "gunicorn", "-k", "gevent", "-w", workers, "-b", f"{HOST}:{port}")
     options = ("-c", "python:demo_app.gunicorn_conf", "--log-level", "warning")
+    # A worker that is just being forked does not hear that it is to end.
+    patience = ("--graceful-timeout", "5")
     server = subprocess.Popen(
-        [sys.executable, *gunicorn, *options, app],
+        [sys.executable, *gunicorn, *options, *patience, app],
         env=environ,
         # The terminal's Ctrl-C would reach the workers beside the master's own word to them.
         start_new_session=True,
