@@ -11,7 +11,7 @@ from flask import Blueprint, Flask, Request, render_template
 
 from demo_app.legacy import create_app as create_app_before
 from demo_app.legacy.users import current_user
-from flask_noc_realtime import Identity, NocRealtime, emits
+from flask_noc_realtime import Identity, NocRealtime, coalesce, emits
 
 realtime = NocRealtime()
 
@@ -31,6 +31,14 @@ EVENTS: dict[tuple[str, str], tuple[str, Any]] = {
     ("logs", "add"): ("log.added", log_readers),
     ("automations", "start"): ("automation.started", ["automations.read"]),
     ("automations", "complete"): ("automation.completed", ["automations.read"]),
+}
+
+# Who may see the same share what these views read, until an event says that it is old.
+COALESCED = {
+    "noc.incidents": ["incident.*"],
+    "noc.servers": ["server.*"],
+    "noc.logs": ["log.*"],
+    "noc.automations": ["automation.*"],
 }
 
 # The dashboard's page with one script more.
@@ -58,6 +66,9 @@ def create_app() -> Flask:
     for (service, method), (type, permissions) in EVENTS.items():
         owner = getattr(app.extensions["services"], service)
         setattr(owner, method, emits(type, permissions=permissions)(getattr(owner, method)))
+    for endpoint, types in COALESCED.items():
+        share = coalesce(scope="permissions", reads=["session"], invalidate_on=types)
+        app.view_functions[endpoint] = share(app.view_functions[endpoint])
     app.register_blueprint(live)
     app.view_functions["noc.dashboard"] = lambda: render_template("live.html")
     app.view_functions["noc.logout"] = disconnecting(app.view_functions["noc.logout"])

@@ -66,7 +66,8 @@ class Demo:
     @property
     def gunicorn(self) -> int:
         """The process number of gunicorn's master."""
-        (master,) = children(self._process.pid)
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in children(self._process.pid)}
+        (master,) = (pid for pid, line in lines.items() if b"gunicorn" in line.read_bytes())
         return master
 
     def stop(self, number: int = signal.SIGINT) -> int:

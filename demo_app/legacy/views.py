@@ -54,7 +54,7 @@ def require_login() -> Any:
     """Send people to the login page, and tell scripts."""
     if str(request.endpoint).rpartition(".")[2] in OPEN_TO_ALL or current_user() is not None:
         return None
-    if request.path.startswith("/api/"):
+    if "/api/" in request.path:
         return jsonify(error="log in first"), 401
     return redirect(url_for("noc.login", next=request.full_path.rstrip("?")))
 

@@ -15,6 +15,7 @@ from tests.demo import ROOT, Demo
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(
         os.environ.get("NOC_REALTIME_TEST_SCREENSHOTS") != "1", reason="takes no pictures"
     ),
@@ -57,3 +58,17 @@ def test_the_docs_have_pictures_of_the_demo(page: Any, tmp_path: Path) -> None:
         page.set_viewport_size({"width": 1920, "height": 1080})
         enter_live(page, demo, path="/?wallboard=1")
         take(page, "demo-wallboard")
+        page.set_viewport_size({"width": 1440, "height": 1000})
+        enter_live(page, demo, path="/compare")
+        slider = page.get_by_role("slider")
+        slider.fill("50")
+        slider.dispatch_event("change")
+        # Longer than the half minute of which the savings are told.
+        page.wait_for_timeout(60_000)
+        for fault in ("cut", "overflow", "logout", "half-open"):
+            page.locator(f'button[data-fault="{fault}"]').click()
+            page.wait_for_function(
+                "(fault) => document.querySelector(`li[data-fault='${fault}'][data-done]`)",
+                arg=fault,
+            )
+        take(page, "demo-compare")

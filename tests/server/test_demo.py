@@ -15,11 +15,14 @@ import urllib.request
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from demo_app.compare import create_app as create_compared_app
+from demo_app.faults import Switch
 from demo_app.legacy import create_legacy_app
 from demo_app.legacy import services as legacy
 from demo_app.legacy.models import open_database
@@ -440,6 +443,109 @@ def test_pages_run_no_code_but_the_apps_own_files(app: Flask) -> None:
         page = client.get(path)
         assert "default-src 'self';" in page.headers["Content-Security-Policy"]
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]* src=)", page.text)
+
+
+@pytest.fixture
+def compared(app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """Return the app with the page that compares, and faults."""
+    monkeypatch.setenv("DEMO_FAULTS", str(tmp_path / "faults"))
+    monkeypatch.setenv("DEMO_BREAK_SECONDS", "20")
+    return create_compared_app()
+
+
+def test_legacy_views_ask_the_database_each_time_and_coalesced_ones_once(compared: Flask) -> None:
+    """Each response says how often it was asked for that, so that viewers can count."""
+    client = logged_in(compared, "kim")
+
+    def queries(path: str) -> list[str]:
+        return [client.get(path).headers["X-Demo-Queries"] for _ in range(3)]
+
+    for name in ("incidents", "servers", "logs", "automations"):
+        assert queries(f"/before/api/{name}") == ["1", "1", "1"]
+        assert queries(f"/api/{name}") == ["1", "0", "0"]
+    with compared.app_context():
+        compared.extensions["services"].logs.add("core-fra-1", "info", "answers again")
+    assert queries("/api/logs") == ["1", "0", "0"]
+    assert queries("/api/servers") == ["0", "0", "0"]
+
+
+def test_a_role_is_not_given_what_another_was(compared: Flask) -> None:
+    """Also where results are shared."""
+    alex, kim, robin = (logged_in(compared, name) for name in ("alex", "kim", "robin"))
+    assert "debug" in {line["level"] for line in alex.get("/api/logs").json}
+    assert "debug" not in {line["level"] for line in kim.get("/api/logs").json}
+    assert robin.get("/api/logs").status_code == 403
+    assert robin.get("/compare").status_code == 403
+    assert b"Compare" not in robin.get("/").data
+
+
+def test_only_what_is_known_is_broken_and_only_where_faults_are_enabled(
+    compared: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo that others can reach is not for breaking."""
+    client = logged_in(compared, "kim")
+    wrong: list[Any] = [
+        {"line": "0123456789abcdef", "fault": "rm"},
+        {"line": "../../etc", "fault": "cut"},
+        {"fault": "cut"},
+        ["cut"],
+    ]
+    for form in wrong:
+        assert client.post("/compare/break", json=form).status_code == 400
+    form = {"line": "0123456789abcdef", "fault": "503"}
+    assert client.post("/compare/break", json=form).status_code == 200
+    assert client.get("/line/0123456789abcdef/api/logs").status_code == 503
+    assert client.get("/line/0123456789abcdee/api/logs").status_code == 200
+    assert client.get("/api/logs").status_code == 200
+    monkeypatch.delenv("DEMO_FAULTS")
+    client = logged_in(create_compared_app(), "kim")
+    assert client.post("/compare/break", json=form).status_code == 404
+    assert client.get("/line/0123456789abcdef/api/logs").status_code == 404
+    assert b"data-fault" not in client.get("/compare").data
+
+
+def test_a_fault_ends_by_itself(tmp_path: Path) -> None:
+    """Whether or not anybody looks meanwhile."""
+    switch = Switch(tmp_path, 0.05)
+    switch.turn("0123456789abcdef", "hang")
+    assert switch.look("0123456789abcdef") == "hang"
+    wait_until(lambda: switch.look("0123456789abcdef") is None, 5, "it ends")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_viewers_are_as_many_as_wanted_and_say_what_they_cost(tmp_path: Path) -> None:
+    """Those who poll ask the database, and those who stream hold their streams."""
+    with Demo(tmp_path, DEMO_RATE="10") as demo, demo.stream("?types=compare.*") as stream:
+
+        def right(data: Any) -> bool:
+            polling, streams = data["polling"], data["streams"]
+            return polling["viewers"] == streams["viewers"] == 3 and (
+                polling["queries"] > 0 and streams["requests"] >= 15 and streams["bytes"] > 0
+            )
+
+        deadline = time.monotonic() + 40
+        wanted = {"compare.sample", "heartbeat", "stream.open"}
+        while time.monotonic() < deadline:
+            event = stream.next_event(20)
+            if event.type == "compare.sample" and right(event.json["data"]):
+                break
+            # Whoever does not hear of it again forgets it, or was not there yet.
+            if event.type in wanted:
+                demo.ask("/compare/viewers", {"viewers": 3})
+        assert event.type == "compare.sample"
+        assert event.json["data"]["streams"]["failures"] == 0
+
+
+def test_what_is_vendored_is_what_was_published() -> None:
+    """And its licence is beside it."""
+    folder = ROOT / "demo_app" / "static" / "vendor" / "uplot"
+    sums = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert sums == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+        if file.name != "SHA256SUMS"
+    }
+    assert "MIT License" in (folder / "LICENSE").read_text()
 
 
 def four(workers: list[int]) -> list[int]:
