@@ -13,7 +13,7 @@ def post_worker_init(worker: Any) -> None:
     """Start the driver after the fork, where threads survive."""
     lock = Path(os.environ["DEMO_DATABASE"]).with_name("simulator.lock")
     rate, seed = float(os.environ["DEMO_RATE"]), int(os.environ["DEMO_SEED"])
-    Driver(worker.wsgi.extensions["services"], lock, rate, seed).start()
+    Driver(worker.wsgi, lock, rate, seed).start()
 
 
 def when_ready(server: Any) -> None:

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
-from flask import Blueprint, Flask, render_template
+from flask import Blueprint, Flask, Request, render_template
 
 from demo_app.legacy import create_app as create_app_before
-from flask_noc_realtime import NocRealtime
+from demo_app.legacy.users import current_user
+from flask_noc_realtime import Identity, NocRealtime, coalesce, emits
 
 realtime = NocRealtime()
 
-# After these calls of the services, which commit before they return, their result is an event.
-EVENTS = {
-    ("incidents", "create"): "incident.created",
-    ("incidents", "acknowledge"): "incident.updated",
-    ("incidents", "change_status"): "incident.status.changed",
-    ("servers", "set_status"): "server.status.changed",
-    ("logs", "add"): "log.added",
-    ("automations", "start"): "automation.started",
-    ("automations", "complete"): "automation.completed",
+
+def log_readers(result: dict[str, Any]) -> list[str]:
+    """Return which permission it takes to see a line of the log."""
+    return ["logs.debug" if result["level"] == "debug" else "logs.read"]
+
+
+# After these calls of the services, which commit before they return, their result is an event,
+# for those who hold the permission.
+EVENTS: dict[tuple[str, str], tuple[str, Any]] = {
+    ("incidents", "create"): ("incident.created", ["incidents.read"]),
+    ("incidents", "acknowledge"): ("incident.updated", ["incidents.read"]),
+    ("incidents", "change_status"): ("incident.status.changed", ["incidents.read"]),
+    ("servers", "set_status"): ("server.status.changed", ["servers.read"]),
+    ("logs", "add"): ("log.added", log_readers),
+    ("automations", "start"): ("automation.started", ["automations.read"]),
+    ("automations", "complete"): ("automation.completed", ["automations.read"]),
 }
 
+# Who may see the same share what these views read, until an event says that it is old.
+COALESCED = {
+    "noc.incidents": ["incident.*"],
+    "noc.servers": ["server.*"],
+    "noc.logs": ["log.*"],
+    "noc.automations": ["automation.*"],
+}
 
 # The dashboard's page with one script more.
 live = Blueprint(
@@ -32,27 +47,42 @@ live = Blueprint(
 )
 
 
+@realtime.identity_loader
+def identify(request: Request) -> Identity | None:
+    """Return who has logged in to the legacy app."""
+    user = current_user()
+    if user is None:
+        return None
+    until = datetime.fromtimestamp(user.until, timezone.utc)
+    return Identity(user.name, user.role, user.permissions, until)
+
+
 def create_app() -> Flask:
     """Return the legacy app with streams instead of polling."""
     app = create_app_before()
-    app.config["NOC_REALTIME_ALLOW_ANONYMOUS"] = True
+    app.config["NOC_REALTIME_MAX_STREAMS_PER_USER"] = 0  # Everybody has one of three logins.
     app.config.update({k: v for k, v in os.environ.items() if k.startswith("NOC_REALTIME_")})
     realtime.init_app(app)
-    for (service, method), type in EVENTS.items():
+    for (service, method), (type, permissions) in EVENTS.items():
         owner = getattr(app.extensions["services"], service)
-        setattr(owner, method, emitting(type, getattr(owner, method)))
+        setattr(owner, method, emits(type, permissions=permissions)(getattr(owner, method)))
+    for endpoint, types in COALESCED.items():
+        share = coalesce(scope="permissions", reads=["session"], invalidate_on=types)
+        app.view_functions[endpoint] = share(app.view_functions[endpoint])
     app.register_blueprint(live)
     app.view_functions["noc.dashboard"] = lambda: render_template("live.html")
+    app.view_functions["noc.logout"] = disconnecting(app.view_functions["noc.logout"])
     return app
 
 
-def emitting(type: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *method*, its result being emitted once it returned."""
+def disconnecting(logout: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the view *logout*, after which the user's streams end as well."""
 
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        realtime.emit(type, result)
-        return result
+    def view() -> Any:
+        user = current_user()
+        answer = logout()
+        if user is not None:
+            realtime.disconnect(user.name)
+        return answer
 
-    return call
+    return view

@@ -10,9 +10,15 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flask import Flask
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from demo_app.legacy.models import AutomationRun, Incident, LogLine, Server
 from demo_app.legacy.services import Services
 
 DEVICES = 200
@@ -20,8 +26,8 @@ SITES = ("fra", "ams", "lon", "par", "mad", "mil", "waw", "sto", "vie", "zrh")
 
 _KINDS = (("core", 1), ("edge", 3), ("sw", 6), ("srv", 10))
 _FAULTS = {
-    "core": ("BGP session lost", "line card failed", "CPU at 99 %"),
-    "edge": ("uplink flapping", "BGP session lost", "packet loss above 5 %"),
+    "core": ("BGP session lost", "line card failed", "CPU at 99%"),
+    "edge": ("uplink flapping", "BGP session lost", "packet loss above 5%"),
     "sw": ("port channel down", "spanning tree recalculating", "fan tray failed"),
     "srv": ("does not answer", "disk almost full", "out of memory"),
 }
@@ -32,6 +38,12 @@ _RUNBOOKS = {
     "sw": "cycle-port-channel",
     "srv": "restart-host",
 }
+_STEPS = (
+    ("debug", "credentials checked"),
+    ("info", "configuration saved"),
+    ("info", "action sent"),
+    ("debug", "waiting for an answer"),
+)
 # Failures begin more often than they end: without a bound a quarter of the network is down.
 _FEW, _MANY = 4, 9
 
@@ -132,15 +144,16 @@ class Network:
         if not running:
             yield [
                 Call("automations", "start", {"name": runbook, "server": name}),
-                _log(runbook, "info", f"started on {name}"),
+                _log(runbook, "info", f"started on {name}", run_on=name),
             ]
-        for text in ("credentials checked", "configuration saved", "action sent", "waiting"):
-            yield [_log(runbook, "info", f"{name}: {text}")]
+        for level, text in _STEPS:
+            yield [_log(runbook, level, f"{name}: {text}", run_on=name)]
         works = self._random.random() < 0.8
         status = "succeeded" if works else "failed"
         yield [Call("automations", "complete", {"server": name, "status": status})]
         if not works:
-            yield [_progress(name, "escalated"), _log(runbook, "error", f"{name}: gave up")]
+            gave_up = _log(runbook, "error", f"{name}: gave up", run_on=name)
+            yield [_progress(name, "escalated"), gave_up]
             yield [_log(name, "warning", "technician on site")]
         self._broken.remove(name)
         yield [
@@ -161,9 +174,9 @@ class Driver(threading.Thread):
     :param rate: calls a second at most.
     """
 
-    def __init__(self, services: Services, lock: Path, rate: float, seed: int) -> None:
+    def __init__(self, app: Flask, lock: Path, rate: float, seed: int) -> None:
         super().__init__(name="simulator", daemon=True)
-        self._services = services
+        self._app = app
         self._lock = lock
         self._rate = rate
         self._seed = seed
@@ -176,11 +189,13 @@ class Driver(threading.Thread):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            network = take_over(self._services, self._seed)
-            while True:
-                for call in network.step():
-                    play(self._services, call)
-                    time.sleep(1 / self._rate)
+            services: Services = self._app.extensions["services"]
+            network = take_over(services, self._seed)
+            with self._app.app_context():
+                while True:
+                    for call in network.step():
+                        play(services, call)
+                        time.sleep(1 / self._rate)
 
 
 def play(services: Services, call: Call) -> None:
@@ -203,6 +218,7 @@ def take_over(services: Services, seed: int) -> Network:
 
 def fill(services: Services, seed: int) -> None:
     """Fill a new database: the devices, and an hour that did not go well."""
+    begun = datetime.now(timezone.utc)
     services.servers.add_all([{"name": d.name, "kind": d.kind, "site": d.site} for d in devices()])
     services.logs.add("noc", "info", f"monitoring {DEVICES} devices")
     network = Network(seed)
@@ -211,6 +227,29 @@ def fill(services: Services, seed: int) -> None:
             play(services, call)
     oldest = [row for row in services.incidents.list() if row["status"] != "resolved"][-1]
     services.incidents.acknowledge(oldest["id"], "maria", "on the phone with the carrier")
+    with services.sessions.begin() as session:
+        _stretch(session, begun)
+
+
+_TIMES = {
+    Server: ("since",),
+    Incident: ("opened_at", "acknowledged_at"),
+    AutomationRun: ("started_at", "finished_at"),
+    LogLine: ("at",),
+}
+
+
+def _stretch(session: Session, begun: datetime) -> None:
+    """Let what was filled in since *begun* have taken an hour."""
+    ended = datetime.now(timezone.utc)
+    slower = timedelta(hours=1) / (ended - begun)
+    for model, columns in _TIMES.items():
+        for row in session.scalars(select(model)):
+            for column in columns:
+                text = getattr(row, column)
+                if text is not None:
+                    at = ended - (ended - datetime.fromisoformat(text)) * slower
+                    setattr(row, column, at.isoformat(timespec="milliseconds"))
 
 
 def _locked(fd: int) -> bool:
@@ -221,8 +260,9 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def _log(source: str, level: str, text: str) -> Call:
-    return Call("logs", "add", {"source": source, "level": level, "text": text})
+def _log(source: str, level: str, text: str, run_on: str | None = None) -> Call:
+    said = {"source": source, "level": level, "text": text, "run_on": run_on}
+    return Call("logs", "add", said)
 
 
 def _status(name: str, status: str) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 from flask import Flask
 
@@ -14,6 +15,8 @@ from .views import blueprint
 def create_legacy_app(database: str) -> Flask:
     """Return the app on an SQLite file."""
     app = Flask(__name__)
+    app.secret_key = secrets.token_hex()
+    app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
     app.extensions["services"] = Services.of(open_database(database))
     app.register_blueprint(blueprint)
     return app
@@ -21,4 +24,8 @@ def create_legacy_app(database: str) -> Flask:
 
 def create_app() -> Flask:
     """Return the app on the demo's database."""
-    return create_legacy_app(os.environ["DEMO_DATABASE"])
+    app = create_legacy_app(os.environ["DEMO_DATABASE"])
+    # All workers must know a login, and two demos on one host must not share it.
+    app.secret_key = os.environ["DEMO_SECRET"]
+    app.config["SESSION_COOKIE_NAME"] = os.environ["DEMO_COOKIE"]
+    return app

@@ -47,18 +47,9 @@ class Incident(Base):
     status: Mapped[str] = mapped_column(default="open")
     opened_at: Mapped[str] = mapped_column(default=utc_now)
     acknowledged_by: Mapped[str | None]
+    acknowledged_at: Mapped[str | None]
     comment: Mapped[str | None]
-
-
-class LogLine(Base):
-    """What a device or an automation said."""
-
-    __tablename__ = "log_lines"
-
-    at: Mapped[str] = mapped_column(default=utc_now)
-    source: Mapped[str]
-    level: Mapped[str]
-    text: Mapped[str]
+    version: Mapped[int] = mapped_column(default=1)
 
 
 class AutomationRun(Base):
@@ -71,6 +62,18 @@ class AutomationRun(Base):
     status: Mapped[str] = mapped_column(default="running")
     started_at: Mapped[str] = mapped_column(default=utc_now)
     finished_at: Mapped[str | None]
+
+
+class LogLine(Base):
+    """What a device or an automation run said."""
+
+    __tablename__ = "log_lines"
+
+    at: Mapped[str] = mapped_column(default=utc_now)
+    source: Mapped[str]
+    level: Mapped[str]
+    text: Mapped[str]
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("automation_runs.id"), index=True)
 
 
 def open_database(path: str) -> sessionmaker[Session]:

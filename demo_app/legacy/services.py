@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from .models import AutomationRun, Base, Incident, LogLine, Server, utc_now
@@ -17,6 +17,14 @@ LOG_LINES_KEPT = 1000
 
 class NotFound(LookupError):
     """There is no such row."""
+
+
+class Conflict(Exception):
+    """Somebody was quicker; *row* is what is so now."""
+
+    def __init__(self, message: str, row: Row) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class Service:
@@ -71,13 +79,29 @@ class IncidentService(Service):
         """Return the newest incidents."""
         return self._newest(Incident, limit)
 
-    def acknowledge(self, incident_id: int, who: str, comment: str) -> Row:
-        """Say that somebody is on it."""
+    def acknowledge(
+        self, incident_id: int, who: str, comment: str, instead_of: str | None = None
+    ) -> Row:
+        """Say that *who* is on it, *instead_of* whom they saw there, if anybody.
+
+        :raises Conflict: when somebody else is on it by now.
+        """
+        wanted = Incident.id == incident_id, Incident.acknowledged_by == instead_of
+        changes = {
+            "acknowledged_by": who,
+            "acknowledged_at": utc_now(),
+            "comment": comment or None,
+            "version": Incident.version + 1,
+        }
         with self._sessions.begin() as session:
+            # Of two who do it at the same moment the database lets one through.
+            changed: Any = session.execute(update(Incident).where(*wanted).values(changes))
             incident = session.get(Incident, incident_id)
             if incident is None:
                 raise NotFound(f"no incident {incident_id}")
-            incident.acknowledged_by, incident.comment = who, comment or None
+            if not changed.rowcount:
+                by = incident.acknowledged_by or "nobody"
+                raise Conflict(f"{by} is on it by now", incident.as_dict())
             return incident.as_dict()
 
     def change_status(self, server: str, status: str) -> Row:
@@ -87,24 +111,38 @@ class IncidentService(Service):
             incident = session.scalar(newest.order_by(Incident.id.desc()).limit(1))
             if incident is None:
                 raise NotFound(f"no incident of {server!r}")
-            incident.status = status
+            changes = {"status": status, "version": Incident.version + 1}
+            session.execute(update(Incident).where(Incident.id == incident.id).values(changes))
+            session.refresh(incident)
             return incident.as_dict()
 
 
 class LogService(Service):
     """The log of the network, of which the newest lines are kept."""
 
-    def add(self, source: str, level: str, text: str) -> Row:
-        """Write a line."""
-        line = self._add(LogLine(source=source, level=level, text=text))
+    def add(self, source: str, level: str, text: str, run_on: str | None = None) -> Row:
+        """Write a line, which the newest automation run on the device *run_on* says, if any."""
+        run_id = None if run_on is None else self._newest_run(run_on)
+        line = self._add(LogLine(source=source, level=level, text=text, run_id=run_id))
         if line["id"] % 100 == 0:
             with self._sessions.begin() as session:
                 session.execute(delete(LogLine).where(LogLine.id <= line["id"] - LOG_LINES_KEPT))
         return line
 
-    def list(self, limit: int = 60) -> list[Row]:
-        """Return the newest lines."""
-        return self._newest(LogLine, limit)
+    def list(self, limit: int = 60, run_id: int | None = None, debug: bool = True) -> list[Row]:
+        """Return the newest lines, perhaps of one run only, perhaps without those for debugging."""
+        found = select(LogLine).order_by(LogLine.id.desc()).limit(limit)
+        if run_id is not None:
+            found = found.where(LogLine.run_id == run_id)
+        if not debug:
+            found = found.where(LogLine.level != "debug")
+        with self._sessions() as session:
+            return [line.as_dict() for line in session.scalars(found)]
+
+    def _newest_run(self, server: str) -> int | None:
+        runs = select(AutomationRun.id).where(AutomationRun.server == server)
+        with self._sessions() as session:
+            return session.scalar(runs.order_by(AutomationRun.id.desc()).limit(1))
 
 
 class AutomationService(Service):
@@ -133,6 +171,7 @@ class AutomationService(Service):
 class Services:
     """The service layer."""
 
+    sessions: sessionmaker[Session]
     servers: ServerService
     incidents: IncidentService
     logs: LogService
@@ -142,6 +181,7 @@ class Services:
     def of(cls, sessions: sessionmaker[Session]) -> Services:
         """Return the services on one database."""
         return cls(
+            sessions,
             ServerService(sessions),
             IncidentService(sessions),
             LogService(sessions),

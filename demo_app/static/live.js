@@ -1,7 +1,7 @@
 // What real time adds to the dashboard: a stream instead of the polling.
-"use strict";
 
-const { stream, position } = document.currentScript.dataset;
+const { position, client } = document.querySelector("script[data-position]").dataset;
+const { connect } = await import(client);
 
 const HANDLERS = {
   "incident.created": noc.incident,
@@ -13,21 +13,20 @@ const HANDLERS = {
   "automation.completed": noc.run,
 };
 const RETRY = 3000;
+// A reconnect takes a moment, which nobody needs to be told of twice.
+const UNWORTHY = 2000;
 
-window.nocLatencies = [];
-let last = Date.now();
 // Events that arrive while the page is being fetched: newer than what it will say.
 let held = [];
+const latencies = (window.nocLatencies = []);
 
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
-const show = (event) => {
-  const { type, data, timestamp } = JSON.parse(event.data);
-  HANDLERS[type](data);
-  last = Date.now();
-  window.nocLatencies.push(last - Date.parse(timestamp));
-  if (window.nocLatencies.length > 1000) window.nocLatencies.shift();
-  const recent = window.nocLatencies.slice(-50);
+const show = ({ type, data, timestamp }) => {
+  HANDLERS[type]?.(data);
+  latencies.push(Date.now() - Date.parse(timestamp));
+  if (latencies.length > 1000) latencies.shift();
+  const recent = latencies.slice(-50);
   noc.get("latency").textContent =
     `event to screen ${recent.at(-1)} ms, median ${median(recent)} ms`;
 };
@@ -51,34 +50,61 @@ const refetch = async () => {
   if (mine === fetches) drain();
 };
 
-// From the position of the page: what happened since is replayed, so that nothing falls between.
-const open = (from) => {
-  const source = new EventSource(`${stream}?last_event_id=${encodeURIComponent(from)}`);
-  const on = (type, handle) => source.addEventListener(type, (event) => {
-    from = event.lastEventId || from;
-    last = Date.now();
-    handle(event);
-  });
-  on("stream.open", () => noc.state("live"));
-  on("stream.reset", refetch);
-  on("heartbeat", () => {});
-  for (const type of Object.keys(HANDLERS)) {
-    on(type, (event) => { if (held) held.push(event); else show(event); });
-  }
-  source.addEventListener("error", () => {
-    noc.state("reconnecting");
-    // EventSource gives up on an error page; a proxy shows one while the app restarts.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => open(from), RETRY);
-  });
+const miss = (reason) => {
+  // Of another history, perhaps, in which no version is newer than another.
+  for (const row of document.querySelectorAll("#incidents tr")) row.version = 0;
+  refetch();
+  const { gaps } = stream.snapshot();
+  const times = gaps > 1 ? `, for the ${gaps}. time` : "";
+  noc.banner("gap", "warning",
+    `Events were missed at ${noc.time(Date.now())} (${reason})${times}; all is fetched again.`,
+    noc.button({}, "Understood", () => noc.banner("gap", "warning", null)));
+  // Nobody understands at a wallboard.
+  if (noc.wallboard) setTimeout(() => noc.banner("gap", "warning", null), 60_000);
 };
 
-setInterval(() => {
-  const seconds = Math.round((Date.now() - last) / 1000);
-  noc.get("freshness").textContent = `last event ${seconds} s ago`;
-}, 1000);
+const BANNERS = {
+  reconnecting: ["critical", (since) =>
+    `No connection since ${since}. What is shown may be old; it is tried again by itself.`],
+  polling: ["warning", () =>
+    "Streams do not come through, so the server is asked every few seconds. " +
+    "It goes back to live by itself."],
+  offline: ["critical", (since) => `This computer is offline since ${since}.`],
+  unauthorized: ["critical", () =>
+    "You are logged out. What is shown is old until somebody logs in, in any window.", noc.logIn],
+};
+
+const tell = ({ name, since }) => {
+  noc.state(name);
+  const [tone, text, action] = BANNERS[name] ?? [];
+  const quiet = name === "reconnecting" && Date.now() - since < UNWORTHY;
+  if (!text) noc.banner("connection", "critical", null);
+  else if (!quiet) noc.banner("connection", tone, text(noc.time(since)), ...(action ? [action()] : []));
+};
+
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 clearInterval(noc.polling);
-noc.loaded.then(drain, () => setTimeout(refetch, RETRY)).then(() => {
-  noc.state("connecting");
-  open(position);
+noc.patience = 5000;
+noc.state("connecting");
+await noc.loaded.then(drain, () => setTimeout(refetch, RETRY));
+// From the position of the page: what happened since is replayed, so that nothing falls between.
+const stream = connect({
+  since: position,
+  share: noc.me,
+  onState: tell,
+  onGap: ({ reason }) => miss(reason),
 });
+stream.on("*", (_, event) => { if (held) held.push(event); else show(event); });
+window.nocStream = stream;
+
+noc.footer = () => {
+  const { name, lastEventAt, gaps, streams, tabs } = stream.snapshot();
+  tell(stream.snapshot());
+  // Silence is news as well: heartbeats say that nothing happened.
+  if ((name === "live" || name === "polling") && !held) noc.confirm(Object.keys(noc.SOURCES));
+  const parts = [lastEventAt ? `last event ${noc.ago(Date.now() - lastEventAt)} ago` : "no event yet"];
+  parts.push(`${gaps} missed`);
+  if (tabs) parts.push(`${plural(streams, "stream")} / ${plural(tabs, "tab")}`);
+  noc.get("connection").textContent = `· ${parts.join(" · ")}`;
+};

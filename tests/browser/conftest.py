@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def page(browser: Any) -> Iterator[Any]:
     """Return a page without a past that collects what went wrong in `problems`."""
     with new_page(browser) as page:
         yield page
+
+
+@pytest.fixture
+def others(browser: Any) -> Iterator[Callable[[], Any]]:
+    """Return a function that opens such pages in browsers of other people."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(new_page(browser))
 
 
 @contextmanager

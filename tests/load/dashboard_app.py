@@ -27,6 +27,7 @@ from sqlalchemy.orm import sessionmaker
 from demo_app.legacy import create_legacy_app
 from demo_app.legacy.models import Incident, Server, open_database
 from demo_app.legacy.services import Service, Services
+from demo_app.legacy.users import ROLES, SHIFT
 from demo_app.simulator import devices
 from flask_noc_realtime import Identity, NocRealtime, coalesce
 from tests.load.emission import Emitted, Plan
@@ -195,12 +196,13 @@ def panels(services: Services, statistics: Statistics) -> dict[str, Any]:
 
 
 def cookie(number: int, roles: int) -> str:
-    """Return what the browser of user *number* sends once logged in, with one of *roles*."""
+    """Return what the browser of user *number* sends, with one of at most 3 roles."""
     app = Flask(__name__)
     app.secret_key = KEY
     signer = SecureCookieSessionInterface().get_signing_serializer(app)
     assert signer is not None
-    login = {"user": f"operator-{number}", "role": f"role-{number % roles}"}
+    role = sorted(ROLES)[number % roles]
+    login = {"user": f"operator-{number}", "role": role, "until": time.time() + SHIFT}
     return f"session={signer.dumps(login)}"
 
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
 
+from demo_app.compare import create_app as create_compared_app
+from demo_app.faults import Switch
 from demo_app.legacy import create_legacy_app
+from demo_app.legacy import services as legacy
 from demo_app.legacy.models import open_database
 from demo_app.legacy.services import Services
+from demo_app.legacy.users import ACCOUNTS, SHIFT
+from demo_app.realtime import create_app
 from demo_app.simulator import DEVICES, Call, Network, devices, fill, play, take_over
+from flask_noc_realtime.testing import Events, stream_client
 from tests.conftest import RedisFactory
 from tests.demo import ROOT, Demo
 from tests.processes import children, group_members, wait_until
@@ -157,7 +169,8 @@ def test_what_the_database_says_is_taken_over(tmp_path: Path) -> None:
 def test_an_acknowledgement_through_the_old_endpoint_reaches_a_stream(tmp_path: Path) -> None:
     """From memory, with one worker, as `make demo` serves it; Ctrl-C ends it without a trace."""
     with Demo(tmp_path, DEMO_RATE="50") as demo:
-        with urllib.request.urlopen(demo.url, timeout=10) as page:
+        request = urllib.request.Request(demo.url, headers={"Cookie": demo.login()})
+        with urllib.request.urlopen(request, timeout=10) as page:
             assert b"data-position" in page.read()
         incident = demo.incident()
         with demo.stream("?types=incident.updated") as stream:
@@ -176,7 +189,8 @@ def test_four_workers_on_redis_serve_each_others_events(
     """Whichever worker takes the acknowledgement, the streams of all workers see it."""
     with Demo(tmp_path, DEMO_RATE="0.01", REDIS_URL=redis_server().url) as demo:
         workers = wait_until(lambda: four(children(demo.gunicorn)), 20, "four workers")
-        incidents = [row["id"] for row in demo.get("/api/incidents")][:8]
+        rows = demo.ask("/api/incidents")
+        incidents = [row["id"] for row in rows if not row["acknowledged_by"]][:8]
         with ExitStack() as stack:
             streams: list[SSEClient] = []
 
@@ -272,11 +286,35 @@ def test_a_taken_port_is_one_line() -> None:
         assert refusal(PORT=str(port)).startswith(f"Port {port} is not free (")
 
 
-def test_the_legacy_app_works_without_the_extension(tmp_path: Path) -> None:
-    """It has pages and JSON, no streams, and answers a wrong acknowledgement with what is wrong."""
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """Return the path of a database with the network in it."""
     path = str(tmp_path / "noc.sqlite")
     fill(Services.of(open_database(path)), 7)
-    client = create_legacy_app(path).test_client()
+    return path
+
+
+@pytest.fixture
+def app(database: str, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """Return the live app."""
+    monkeypatch.setenv("DEMO_DATABASE", database)
+    monkeypatch.setenv("DEMO_SECRET", "a secret")
+    monkeypatch.setenv("DEMO_COOKIE", "noc")
+    return create_app()
+
+
+def logged_in(app: Flask, name: str) -> FlaskClient:
+    """Return a client that has used the login page."""
+    client = app.test_client()
+    form = {"name": name, "password": ACCOUNTS[name][1]}
+    assert client.post("/login", data=form).status_code == 302
+    return client
+
+
+def test_the_legacy_app_works_without_the_extension(database: str) -> None:
+    """It has pages and JSON, no streams, and answers a wrong acknowledgement with what is wrong."""
+    app = create_legacy_app(database)
+    client = logged_in(app, "kim")
     page = client.get("/")
     assert b"dashboard.js" in page.data
     assert b"data-position" not in page.data
@@ -287,12 +325,227 @@ def test_the_legacy_app_works_without_the_extension(tmp_path: Path) -> None:
         assert client.get(f"/api/{name}").json
     incident = client.get("/api/incidents").json[0]["id"]
     acknowledge = f"/api/incidents/{incident}/acknowledge"
-    assert client.post(acknowledge, json={"who": "kim"}).json["acknowledged_by"] == "kim"
-    assert client.post(acknowledge, data="who=kim").status_code == 400
+    row = client.post(acknowledge, json={"comment": "on my way"}).json
+    assert (row["acknowledged_by"], row["comment"]) == ("kim", "on my way")
+    assert row["acknowledged_at"]
+    assert client.post(acknowledge, data="comment=x").status_code == 400
     assert client.post(acknowledge, json=["kim"]).status_code == 400
-    assert client.post(acknowledge, json={"who": "k" * 41}).status_code == 400
     assert client.post(acknowledge, json={"comment": "c" * 1001}).status_code == 400
     assert client.post("/api/incidents/4711/acknowledge", json={}).status_code == 404
+
+
+WITHOUT = """
+import hashlib, pathlib, sys
+sys.modules["flask_noc_realtime"] = None
+from demo_app.legacy import create_legacy_app, services
+app = create_legacy_app(sys.argv[1])
+app.extensions["services"].incidents.create("core-fra-1", "CPU at 99%", "critical")
+print(hashlib.sha256(pathlib.Path(services.__file__).read_bytes()).hexdigest())
+"""
+
+
+def test_the_service_file_is_the_same_with_and_without_the_extension(
+    app: Flask, database: str, realtime_events: Events
+) -> None:
+    """Byte for byte, also where the extension cannot be imported; its events flow all the same."""
+    run = [sys.executable, "-c", WITHOUT, database]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == hashlib.sha256(Path(legacy.__file__).read_bytes()).hexdigest()
+    client = logged_in(app, "kim")
+    incident = client.get("/api/incidents").json[0]
+    assert incident["title"] == "CPU at 99%"
+    client.post(f"/api/incidents/{incident['id']}/acknowledge", json={})
+    assert realtime_events.one("incident.updated").data["acknowledged_by"] == "kim"
+
+
+def test_what_a_role_may_not_see_is_neither_answered_nor_streamed(app: Flask) -> None:
+    """A viewer has incidents and the network; what runs say for debugging is for engineers."""
+    services = app.extensions["services"]
+    seen = {}
+    for name in ACCOUNTS:
+        client = logged_in(app, name)
+        with app.app_context(), stream_client(client) as stream:
+            services.logs.add("core-fra-1", "error", "line card failed")
+            services.logs.add("reset-uplink", "debug", "credentials checked")
+            services.automations.start("reset-uplink", "edge-fra-1")
+            services.servers.set_status("edge-fra-1", "up")
+            streamed = [event.data.get("level", event.type) for event in stream.read()]
+        answers = [client.get(f"/api/{name}").status_code for name in ("logs", "automations")]
+        levels = {line["level"] for line in client.get("/api/logs").json if "level" in line}
+        seen[name] = (streamed, answers, "debug" in levels)
+    run, up = "automation.started", "server.status.changed"
+    assert seen["kim"] == (["error", run, up], [200, 200], False)
+    assert seen["alex"] == (["error", "debug", run, up], [200, 200], True)
+    assert seen["robin"] == ([up], [403, 403], False)
+
+
+def test_of_two_who_acknowledge_the_second_is_told_of_the_first(app: Flask) -> None:
+    """Nobody is overwritten unseen; an engineer takes over from whom they saw."""
+    kim, alex, robin = (logged_in(app, name) for name in ACCOUNTS)
+    incident = next(i for i in kim.get("/api/incidents").json if not i["acknowledged_by"])
+    path = f"/api/incidents/{incident['id']}/acknowledge"
+    assert robin.post(path, json={}).status_code == 403
+    assert kim.post(path, json={"comment": "mine"}).json["version"] == incident["version"] + 1
+    late = alex.post(path, json={"comment": "no, mine"})
+    assert (late.status_code, late.json["incident"]["comment"]) == (409, "mine")
+    assert kim.post(path, json={"instead_of": "alex"}).status_code == 403
+    assert alex.post(path, json={"instead_of": "maria"}).status_code == 409
+    assert alex.post(path, json={"instead_of": "kim"}).json["acknowledged_by"] == "alex"
+
+
+def test_the_log_of_a_run_is_what_it_said(app: Flask) -> None:
+    """And nothing of other runs, nor of the devices."""
+    services = app.extensions["services"]
+    with app.app_context():
+        run = services.automations.start("restart-host", "srv-fra-1")["id"]
+        services.logs.add("srv-fra-1", "info", "no answer")
+        services.logs.add("restart-host", "info", "started", run_on="srv-fra-1")
+    client = logged_in(app, "kim")
+    lines = client.get("/api/logs", query_string={"run": run}).json
+    assert [line["text"] for line in lines] == ["started"]
+
+
+def test_nobody_gets_in_without_a_login(app: Flask) -> None:
+    """A page asks for it, JSON and streams say so, and no link leads out of the app."""
+    client = app.test_client()
+    assert client.get("/").headers["Location"] == "/login?next=/"
+    assert client.get("/api/incidents").status_code == 401
+    assert client.get("/api/v1/events/stream").status_code == 401
+    assert client.post("/login", data={"name": "kim", "password": "guess"}).status_code == 403
+    form = {"name": "kim", "password": "kim-demo"}
+    for target in ("//evil.example", "https://evil.example", "/\\evil.example", "x"):
+        answer = client.post("/login", query_string={"next": target}, data=form)
+        assert answer.headers["Location"] == "/"
+    answer = client.post("/login", query_string={"next": "/?wallboard=1"}, data=form)
+    assert answer.headers["Location"] == "/?wallboard=1"
+
+
+def test_a_login_ends_with_the_shift_or_by_hand_and_so_do_its_streams(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody goes on reading on a screen that was logged out."""
+    client = logged_in(app, "kim")
+    with stream_client(client) as stream:
+        client.post("/logout")
+        assert [event.type for event in stream] == ["stream.close"]
+    assert client.get("/api/incidents").status_code == 401
+    client = logged_in(app, "kim")
+    assert client.get("/api/incidents").status_code == 200
+    monkeypatch.setattr("demo_app.legacy.users.time.time", lambda: time.time_ns() / 1e9 + SHIFT)
+    assert client.get("/api/incidents").status_code == 401
+
+
+def test_pages_run_no_code_but_the_apps_own_files(app: Flask) -> None:
+    """Neither scripts nor styles are in the HTML, so that a strict policy can forbid them."""
+    pages = {"/login": app.test_client()}
+    pages |= {"/": logged_in(app, "alex"), "/?wallboard=1": logged_in(app, "robin")}
+    for path, client in pages.items():
+        page = client.get(path)
+        assert "default-src 'self';" in page.headers["Content-Security-Policy"]
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]* src=)", page.text)
+
+
+@pytest.fixture
+def compared(app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """Return the app with the page that compares, and faults."""
+    monkeypatch.setenv("DEMO_FAULTS", str(tmp_path / "faults"))
+    monkeypatch.setenv("DEMO_BREAK_SECONDS", "20")
+    return create_compared_app()
+
+
+def test_legacy_views_ask_the_database_each_time_and_coalesced_ones_once(compared: Flask) -> None:
+    """Each response says how often it was asked for that, so that viewers can count."""
+    client = logged_in(compared, "kim")
+
+    def queries(path: str) -> list[str]:
+        return [client.get(path).headers["X-Demo-Queries"] for _ in range(3)]
+
+    for name in ("incidents", "servers", "logs", "automations"):
+        assert queries(f"/before/api/{name}") == ["1", "1", "1"]
+        assert queries(f"/api/{name}") == ["1", "0", "0"]
+    with compared.app_context():
+        compared.extensions["services"].logs.add("core-fra-1", "info", "answers again")
+    assert queries("/api/logs") == ["1", "0", "0"]
+    assert queries("/api/servers") == ["0", "0", "0"]
+
+
+def test_a_role_is_not_given_what_another_was(compared: Flask) -> None:
+    """Also where results are shared."""
+    alex, kim, robin = (logged_in(compared, name) for name in ("alex", "kim", "robin"))
+    assert "debug" in {line["level"] for line in alex.get("/api/logs").json}
+    assert "debug" not in {line["level"] for line in kim.get("/api/logs").json}
+    assert robin.get("/api/logs").status_code == 403
+    assert robin.get("/compare").status_code == 403
+    assert b"Compare" not in robin.get("/").data
+
+
+def test_only_what_is_known_is_broken_and_only_where_faults_are_enabled(
+    compared: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo that others can reach is not for breaking."""
+    client = logged_in(compared, "kim")
+    wrong: list[Any] = [
+        {"line": "0123456789abcdef", "fault": "rm"},
+        {"line": "../../etc", "fault": "cut"},
+        {"fault": "cut"},
+        ["cut"],
+    ]
+    for form in wrong:
+        assert client.post("/compare/break", json=form).status_code == 400
+    form = {"line": "0123456789abcdef", "fault": "503"}
+    assert client.post("/compare/break", json=form).status_code == 200
+    assert client.get("/line/0123456789abcdef/api/logs").status_code == 503
+    assert client.get("/line/0123456789abcdee/api/logs").status_code == 200
+    assert client.get("/api/logs").status_code == 200
+    monkeypatch.delenv("DEMO_FAULTS")
+    client = logged_in(create_compared_app(), "kim")
+    assert client.post("/compare/break", json=form).status_code == 404
+    assert client.get("/line/0123456789abcdef/api/logs").status_code == 404
+    assert b"data-fault" not in client.get("/compare").data
+
+
+def test_a_fault_ends_by_itself(tmp_path: Path) -> None:
+    """Whether or not anybody looks meanwhile."""
+    switch = Switch(tmp_path, 0.05)
+    switch.turn("0123456789abcdef", "hang")
+    assert switch.look("0123456789abcdef") == "hang"
+    wait_until(lambda: switch.look("0123456789abcdef") is None, 5, "it ends")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_viewers_are_as_many_as_wanted_and_say_what_they_cost(tmp_path: Path) -> None:
+    """Those who poll ask the database, and those who stream hold their streams."""
+    with Demo(tmp_path, DEMO_RATE="10") as demo, demo.stream("?types=compare.*") as stream:
+
+        def right(data: Any) -> bool:
+            polling, streams = data["polling"], data["streams"]
+            return polling["viewers"] == streams["viewers"] == 3 and (
+                polling["queries"] > 0 and streams["requests"] >= 15 and streams["bytes"] > 0
+            )
+
+        deadline = time.monotonic() + 40
+        wanted = {"compare.sample", "heartbeat", "stream.open"}
+        while time.monotonic() < deadline:
+            event = stream.next_event(20)
+            if event.type == "compare.sample" and right(event.json["data"]):
+                break
+            # Whoever does not hear of it again forgets it, or was not there yet.
+            if event.type in wanted:
+                demo.ask("/compare/viewers", {"viewers": 3})
+        assert event.type == "compare.sample"
+        assert event.json["data"]["streams"]["failures"] == 0
+
+
+def test_what_is_vendored_is_what_was_published() -> None:
+    """And its licence is beside it."""
+    folder = ROOT / "demo_app" / "static" / "vendor" / "uplot"
+    sums = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert sums == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+        if file.name != "SHA256SUMS"
+    }
+    assert "MIT License" in (folder / "LICENSE").read_text()
 
 
 def four(workers: list[int]) -> list[int]:
