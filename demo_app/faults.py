@@ -26,6 +26,7 @@ _LOOK = 0.05
 _ONCE = ("cut", "half-open", "kill", "overflow")
 _AT_MOST = 200
 _SILENCE = 30.0
+_ESTABLISHED = 1  # <netinet/tcp.h>
 
 WSGI = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -81,6 +82,17 @@ class Flood(NamedTuple):
     pour: Callable[[], None]
 
 
+def gone(client: socket.socket | None) -> bool:
+    """Tell whether the peer has ended the connection (Linux; elsewhere it is never told)."""
+    kind = getattr(socket, "TCP_INFO", None)
+    if client is None or kind is None:
+        return False
+    try:
+        return client.getsockopt(socket.IPPROTO_TCP, kind, 1)[0] != _ESTABLISHED
+    except OSError:
+        return True
+
+
 class Lines:
     """The app with lines that can be broken."""
 
@@ -96,7 +108,7 @@ class Lines:
             return self._app(environ, start_response)
         line, path = found.groups()
         client = environ.get("gunicorn.socket")
-        while (fault := self._switch.look(line)) == "hang":
+        while (fault := self._switch.look(line)) == "hang" and not gone(client):
             time.sleep(_LOOK)
         if fault == "503":
             start_response(
@@ -138,9 +150,7 @@ class _Stream(Iterator[bytes]):
         chunk = next(self._chunks)
         if not self._goes_on.is_set():
             self._held.set()
-            # The server would not see that the client has given up before it writes.
-            if not self._goes_on.wait(_SILENCE):
-                raise StopIteration
+            self._goes_on.wait(_SILENCE)
         return chunk
 
     def close(self) -> None:
@@ -152,7 +162,8 @@ class _Stream(Iterator[bytes]):
             close()
 
     def _watch(self) -> None:
-        while not self._closed:
+        # The fault is meant for the stream that took the place of one whose client has left.
+        while not self._closed and not gone(self._client):
             fault = self._switch.look(self._line)
             if fault is None:
                 time.sleep(_LOOK)
@@ -163,13 +174,20 @@ class _Stream(Iterator[bytes]):
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "half-open":
                 self._goes_on.clear()
-                continue
+                self._wait_for_the_end()
+                return
             if fault == "overflow":
                 self._overflow()
                 continue
             with suppress(OSError):
                 self._client.shutdown(socket.SHUT_RDWR)
             return
+
+    def _wait_for_the_end(self) -> None:
+        """Let the server find out that the client has given up: it does when it writes."""
+        while not self._closed and not gone(self._client):
+            time.sleep(_LOOK)
+        self._goes_on.set()
 
     def _overflow(self) -> None:
         """Keep an event back until those after it have left the history."""

@@ -23,7 +23,7 @@ const latencies = (window.nocLatencies = []);
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
 const show = ({ type, data, timestamp }) => {
-  HANDLERS[type]?.(data);
+  HANDLERS[type](data);
   latencies.push(Date.now() - Date.parse(timestamp));
   if (latencies.length > 1000) latencies.shift();
   const recent = latencies.slice(-50);
@@ -56,11 +56,12 @@ const miss = (reason) => {
   refetch();
   const { gaps } = stream.snapshot();
   const times = gaps > 1 ? `, for the ${gaps}. time` : "";
+  const forget = () => noc.banner("gap", "warning", null);
   noc.banner("gap", "warning",
     `Events were missed at ${noc.time(Date.now())} (${reason})${times}; all is fetched again.`,
-    noc.button({}, "Understood", () => noc.banner("gap", "warning", null)));
-  // Nobody understands at a wallboard.
-  if (noc.wallboard) setTimeout(() => noc.banner("gap", "warning", null), 60_000);
+    ...(noc.wallboard ? [] : [noc.button({}, "Understood", forget)]));
+  // Nobody presses anything at a wallboard.
+  if (noc.wallboard) setTimeout(forget, 60_000);
 };
 
 const BANNERS = {
@@ -91,7 +92,10 @@ await noc.loaded.then(drain, () => setTimeout(refetch, RETRY));
 // From the position of the page: what happened since is replayed, so that nothing falls between.
 const stream = connect({
   since: position,
+  types: Object.keys(HANDLERS),
   share: noc.me,
+  // Who has just logged in again is not to wait for what another tab tries once in half a minute.
+  maxDelay: 5000,
   onState: tell,
   onGap: ({ reason }) => miss(reason),
 });

@@ -255,6 +255,8 @@ def test_axe_finds_no_violation(page: Any, demo: Demo, theme: str, rules: dict[s
         enter_live(page, demo, name, path)
         assert page.evaluate("document.documentElement.dataset.theme") == theme
         check(f"{path} of {name}")
+    demo.emit("incident.created", {**INCIDENT, "id": 9301})
+    row(page, 9301).focus()
     for key in ("a", "?"):
         page.keyboard.press(key)
         check(f"the dialog of {key}", "dialog[open]")
