@@ -61,7 +61,8 @@ def main() -> int:
         app, how = "demo_app.compare:create_app()", "through Redis" if redis else "in memory"
     try:
         with tempfile.TemporaryDirectory(prefix="noc-demo-") as directory:
-            database = Path(directory) / "noc.sqlite"
+            database, counts = Path(directory) / "noc.sqlite", Path(directory) / "metrics"
+            counts.mkdir()
             fill(Services.of(open_database(str(database))), seed)
             crew = f"{workers} workers" if redis else "one worker"
             environ = (
@@ -72,6 +73,7 @@ def main() -> int:
                     "DEMO_DATABASE": str(database),
                     "DEMO_RATE": str(rate),
                     "DEMO_SEED": str(seed + 1),
+                    "PROMETHEUS_MULTIPROC_DIR": str(counts),
                     "DEMO_SECRET": os.environ.get("DEMO_SECRET") or secrets.token_hex(),
                     "DEMO_COOKIE": f"noc-{port}",
                     "DEMO_BREAK_SECONDS": str(seconds),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_app.simulator import Driver
+from flask_noc_realtime.gunicorn import child_exit as child_exit
 
 
 def post_worker_init(worker: Any) -> None:

@@ -11,6 +11,7 @@ from flask import Blueprint, Flask, Request, render_template
 
 from demo_app.legacy import create_app as create_app_before
 from demo_app.legacy.users import current_user
+from demo_app.metrics import show_metrics
 from flask_noc_realtime import Identity, NocRealtime, coalesce, emits
 
 realtime = NocRealtime()
@@ -63,6 +64,7 @@ def create_app() -> Flask:
     app.config["NOC_REALTIME_MAX_STREAMS_PER_USER"] = 0  # Everybody has one of three logins.
     app.config.update({k: v for k, v in os.environ.items() if k.startswith("NOC_REALTIME_")})
     realtime.init_app(app)
+    show_metrics(app)
     for (service, method), (type, permissions) in EVENTS.items():
         owner = getattr(app.extensions["services"], service)
         setattr(owner, method, emits(type, permissions=permissions)(getattr(owner, method)))

@@ -1,4 +1,4 @@
-"""The Sphinx configuration; the table of config keys comes from the code."""
+"""The Sphinx configuration; the tables of config keys and of metrics come from the code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import flask_noc_realtime
 from flask_noc_realtime.config import Config, key_of
+from flask_noc_realtime.metrics import METRICS
 
 project = "flask_noc_realtime"
 copyright = "2026 the flask_noc_realtime authors"
@@ -59,6 +60,24 @@ def _shown(default: object) -> str:
     return repr(str(default) if isinstance(default, str) else default)
 
 
+class MetricsTable(SphinxDirective):
+    """Show every metric with its kind, its label and its meaning."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 30 15 55", ""]
+        lines += ["   * - Name", "     - Kind", "     - Meaning"]
+        for metric in METRICS:
+            values = ", ".join(f"``{value}``" for value in metric.values)
+            values += " and those the app knows" if metric.label == "type" else ""
+            label = f" By ``{metric.label}``: {values}." if metric.label else ""
+            lines += [f"   * - ``{metric.name}``", f"     - {metric.kind}"]
+            lines.append(f"     - {metric.help}{label}")
+        self.env.note_dependency(str(Path(flask_noc_realtime.__file__).with_name("metrics.py")))
+        return self.parse_text_to_nodes(StringList(lines, "metrics.py"))
+
+
 def setup(app: Sphinx) -> None:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("config-table", ConfigTable)
+    app.add_directive("metrics-table", MetricsTable)

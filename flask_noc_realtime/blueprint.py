@@ -29,6 +29,7 @@ from .errors import (
     ParameterError,
     ReplayError,
 )
+from .metrics import OTHER
 from .rollout import POLLING
 from .transport import Caller, StreamRequest
 
@@ -66,6 +67,17 @@ _PREFLIGHT_HEADERS = {
     "Access-Control-Max-Age": "600",
 }
 
+_STREAMS = ("stream", "stream_by_ticket")
+_REJECTIONS = {
+    204: "rollout",
+    400: "invalid",
+    401: "unauthorized",
+    403: "forbidden",
+    406: "invalid",
+    429: "limit",
+    503: "unavailable",
+}
+
 View = Callable[..., Response]
 
 
@@ -77,6 +89,7 @@ def create_blueprint(state: State) -> Blueprint:
     blueprint.before_app_request(_refuse_unmatched)
     blueprint.before_request(_refuse_early)
     blueprint.after_request(_share)
+    blueprint.after_request(_measure)
     blueprint.register_error_handler(NocRealtimeError, _explain)
     blueprint.register_error_handler(HTTPException, _explain_http)
     return blueprint
@@ -176,6 +189,7 @@ def poll() -> Response:
     )
     with process.long_polls.admit(identity.user_id, wait) as patience:
         answer = polling.poll(process.portable, wanted, patience, Caller(request.environ))
+    process.metrics.polled(process.hub.rollout.cohort(identity.user_id))
     streams = process.hub.rollout.includes(identity.user_id)
     body = answer.body(state.config.poll_interval, streams)
     response = Response(body, mimetype="application/json")
@@ -437,6 +451,17 @@ def _share(response: Response) -> Response:
     response.headers.update(_CORS_HEADERS)
     if request.method == "OPTIONS":
         response.headers.update(_PREFLIGHT_HEADERS)
+    return response
+
+
+def _measure(response: Response) -> Response:
+    """Count a stream that was refused."""
+    view, status = (request.endpoint or "").rpartition(".")[2], response.status_code
+    if view in _STREAMS and request.method == "GET" and status != 200:
+        _state().process().metrics.rejected(_REJECTIONS.get(status, OTHER))
+    if request.view_args:
+        # prometheus-flask-exporter would have a time series for every ticket, and show it.
+        request.prom_do_not_track = True  # type: ignore[attr-defined]
     return response
 
 

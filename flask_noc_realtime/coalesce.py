@@ -22,6 +22,7 @@ from .event import INVALIDATE, patterns_of
 from .flight import Flights, Kept, Landed, first
 from .generation import Unknown
 from .key import canonical, digest
+from .metrics import Metrics
 from .policy import MAX_BYTES, Policy, Scope, check_pattern, names
 from .view import Before, CoalescedView, Raised
 from .weight import weigh
@@ -279,25 +280,35 @@ class Coalesced:
             kept = flights.results.get(key, seen, now)
             if kept is not None:
                 if not self._refreshes or kept.until - now > self.policy.due(ttl):
+                    flights.metrics.shared("kept")
                     return kept.value
                 spare = kept
         if seen is not None:
             capture = first(seen, capture)
-        work = functools.partial(self._work, args, kwargs, ttl)
+        work = functools.partial(self._work, flights.metrics, args, kwargs, ttl)
         try:
-            value = flights.fly(key, capture, work, spare=spare, bound=bound).value
+            flown = flights.fly(key, capture, work, spare=spare, bound=bound)
         except Exception:
             if spare is None:
                 raise
             self.log_refresh()
+            flights.metrics.shared("kept")
             return spare.value
+        flights.metrics.shared(flown.how.value)
+        value = flown.value
         if isinstance(value, Raised):
             raise value.error
         return value
 
     def _work(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], ttl: float, generations: Hashable
+        self,
+        metrics: Metrics,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ttl: float,
+        generations: Hashable,
     ) -> Landed[Any]:
+        metrics.worked()
         value, shared = self._execute(args, kwargs)
         if not shared or isinstance(value, (Iterator, Awaitable, Response)):
             # The latter can be used up once only.

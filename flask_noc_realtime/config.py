@@ -75,6 +75,8 @@ class Config:
     :ivar coalesce_ttl: seconds `@coalesce` gives out a result, unless told otherwise.
     :ivar coalesce_store: ``auto`` keeps the pages of `@coalesce` in the app's Flask-Caching, where
         it has one that fits; ``own`` never does.
+    :ivar metrics: ``auto`` counts where `NocRealtime.metrics` said, or else in the registry of
+        prometheus-flask-exporter, where the app uses it; ``off`` counts nothing.
     :ivar strict_types: refuse event types nobody registered.
     :ivar ingest_alertmanager_token: the token or password Alertmanager sends; without one
         ``ingest/alertmanager`` is no address.
@@ -116,6 +118,7 @@ class Config:
     queue_bytes: int = 16 * 1024 * 1024
     coalesce_ttl: float = 5.0
     coalesce_store: str = "auto"
+    metrics: str = "auto"
     strict_types: bool = True
     ingest_alertmanager_token: Secret = _NO_SECRET
     ingest_secret: Secret = _NO_SECRET
@@ -208,6 +211,7 @@ _CHOICES = {
     "emit_errors": ("log", "raise"),
     "stream_limit": ("reject", "evict"),
     "coalesce_store": ("auto", "own"),
+    "metrics": ("auto", "off"),
 }
 _LEAST = {
     "heartbeat": 0.1,

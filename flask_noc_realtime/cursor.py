@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .audience import Audience, Verdict
+from .event import Rule
 from .eventlog import EventLog
 
 _PAGE = 512
@@ -15,17 +17,22 @@ class Batch(NamedTuple):
     """Everything a cursor is given at once.
 
     :ivar body: frames joined; empty when the audience sees none of the events passed over.
-    :ivar events: how many frames.
+    :ivar rules: of the frames.
     :ivar end: the ordinal the cursor moves to.
     :ivar private: users for whom the range also holds events of their own.
     :ivar gap: why the range begins with a hole, or None; then nothing else is set.
     """
 
     body: bytes
-    events: int
+    rules: Sequence[Rule]
     end: int
     private: frozenset[str] = frozenset()
     gap: str | None = None
+
+    @property
+    def events(self) -> int:
+        """How many frames there are."""
+        return len(self.rules)
 
 
 class Reader:
@@ -69,8 +76,9 @@ def read(log: EventLog, audience: Audience, ordinal: int, limit: int) -> Batch:
     """Collect frames from *ordinal* on, up to about *limit* bytes."""
     gap = log.gap(ordinal)
     if gap is not None:
-        return Batch(b"", 0, ordinal, gap=gap)
+        return Batch(b"", (), ordinal, gap=gap)
     frames: list[bytes] = []
+    rules: list[Rule] = []
     private: set[str] = set()
     room = limit
     while room > 0:
@@ -78,15 +86,18 @@ def read(log: EventLog, audience: Audience, ordinal: int, limit: int) -> Batch:
         if not entries:
             break
         for entry in entries:
-            verdict = audience.verdict(entry.rule)
+            rule = entry.rule
+            verdict = audience.verdict(rule)
             if verdict is Verdict.SEEN:
-                size = len(entry.frame)
+                frame = entry.frame
+                size = len(frame)
                 if size > room and frames:
                     room = 0
                     break
-                frames.append(entry.frame)
+                frames.append(frame)
+                rules.append(rule)
                 room -= size
-            elif verdict is Verdict.PRIVATE and entry.rule.user_id is not None:
-                private.add(entry.rule.user_id)
+            elif verdict is Verdict.PRIVATE and rule.user_id is not None:
+                private.add(rule.user_id)
             ordinal += 1
-    return Batch(b"".join(frames), len(frames), ordinal, frozenset(private))
+    return Batch(b"".join(frames), rules, ordinal, frozenset(private))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from .broker import Broker
 from .errors import BrokerUnavailable
 from .event import Catalogue, Event, notice
+from .metrics import OFF, Metrics
 
 _BATCH_EVENTS = 200
 _BATCH_BYTES = 1024 * 1024
@@ -60,8 +61,15 @@ class Publisher:
     empty. What exceeds the queue is dropped, oldest first, counted, and logged once an outage.
     """
 
-    def __init__(self, broker: Broker, catalogue: Catalogue, options: EmitOptions) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        catalogue: Catalogue,
+        options: EmitOptions,
+        metrics: Metrics = OFF,
+    ) -> None:
         self.dropped = 0
+        self._metrics = metrics
         self._broker = broker
         self._catalogue = catalogue
         self._options = options
@@ -174,6 +182,7 @@ class Publisher:
 
     def _postpone(self, item: _Queued) -> None:
         """Leave *item* to the courier, unless its caller is told; the courier ends the outage."""
+        self._metrics.emit_failed()
         with self._lock:
             # The courier may have just closed it: the next event would overtake this one.
             self._open = True
@@ -206,10 +215,14 @@ class Publisher:
             len(self._queue) > options.queue_events or self._queue_bytes > options.queue_bytes
         ):
             self._queue_bytes -= len(self._queue.popleft().record)
-            self.dropped += 1
+            self._drop(1)
             if not self._complained:
                 self._complained = True
                 _logger.error("The emit queue is full; the oldest events are being dropped.")
+
+    def _drop(self, events: int) -> None:
+        self.dropped += events
+        self._metrics.emit_dropped(events)
 
     def _deliver(self) -> None:
         """Publish the queue in order until it is empty, then close the circuit."""
@@ -243,7 +256,7 @@ class Publisher:
             lost = len(self._queue) + self._sending
             self._queue.clear()
             self._queue_bytes = self._sending = 0
-            self.dropped += lost
+            self._drop(lost)
             self._idle.set()
         if lost:
             _logger.error("%d events were dropped: the process ended during an outage.", lost)

@@ -189,6 +189,9 @@ class Catalogue:
         """
         self._types.add(check_type(type))
 
+    def __contains__(self, type: object) -> bool:
+        return type in self._types
+
     def check(self, type: str) -> None:
         """Refuse a type nobody registered.
 

@@ -24,6 +24,7 @@ from .config import Config
 from .errors import ConfigError
 from .event import Catalogue, patterns_of, split_record
 from .ingest import Alert
+from .metrics import Metrics, default_registry, metrics_in
 from .process import Process, create_broker
 from .recipe import Data, Permissions, User
 from .rollout import Rollout, record_of, rollout_of
@@ -168,8 +169,14 @@ class State:
             return process
         with self._lock:
             if self._process is None or self._process.pid != os.getpid():
-                self._process = Process(self.config, self.catalogue)
+                self._process = Process(self.config, self.catalogue, self._metrics())
             return self._process
+
+    def _metrics(self) -> Metrics:
+        registry = None
+        if self.config.metrics != "off":
+            registry = self._extension._registry or default_registry()
+        return metrics_in(registry, self.catalogue)
 
 
 class NocRealtime:
@@ -185,6 +192,7 @@ class NocRealtime:
         self._identity_loader: IdentityLoader | None = None
         self._transaction_probe: Callable[[], bool] | None = None
         self._alert_mapper: AlertMapper = _incident
+        self._registry: Any | None = None
         self._states: weakref.WeakSet[State] = weakref.WeakSet()
         self.coalesce = Coalescing(self._state)
         self._lock = threading.Lock()
@@ -423,6 +431,24 @@ class NocRealtime:
         """
         self._alert_mapper = mapper
         return mapper
+
+    def metrics(self, exporter: Any) -> None:
+        """Name where the metrics are counted; call it before the first request.
+
+        Without it they are counted in the registry that prometheus-flask-exporter uses unless it
+        is given another, where the app uses prometheus-flask-exporter.
+
+        :param exporter: a ``PrometheusMetrics`` of prometheus-flask-exporter of any kind, or a
+            ``CollectorRegistry`` of prometheus-client.
+        :raises ConfigError: when it is neither.
+        """
+        registry = getattr(exporter, "registry", exporter)
+        if isinstance(registry, type) or not hasattr(registry, "restricted_registry"):
+            raise ConfigError(
+                f"metrics() was given {exporter!r:.80}; pass the PrometheusMetrics of "
+                "prometheus-flask-exporter, or a CollectorRegistry of prometheus-client."
+            )
+        self._registry = registry
 
     def outbox(
         self, database: Any, bind: Bind | None = None, *, relay: bool = True, **options: Any

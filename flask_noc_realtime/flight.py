@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from .errors import NocRealtimeError
+from .metrics import OFF, Metrics
 
 T = TypeVar("T")
 
@@ -200,7 +201,9 @@ class Flights(Generic[T]):
         self,
         options: FlightOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
+        metrics: Metrics = OFF,
     ) -> None:
+        self.metrics = metrics
         self.options = options or FlightOptions()
         self.clock = clock
         self.results: Results[T] = Results(self.options.max_kept, self.options.max_weight)
@@ -467,6 +470,7 @@ class Flights(Generic[T]):
         with self._lock:
             if flight.turn != turn:
                 return
+            self.metrics.landed(self.clock() - flight.since)
             flight.outcome = outcome
             flight.leader = None
             flight.changed.notify_all()

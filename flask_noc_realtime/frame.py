@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BREAKS_FIELD = re.compile(rb"[\r\n\0]")
+_HAPPENED = re.compile(rb'"timestamp":"([0-9T:.-]+)Z"\}$')
 
 
 def frame(
@@ -48,6 +50,21 @@ def unframe(frames: bytes) -> Iterator[tuple[str, bytes]]:
     for part in frames.split(b"\n\n")[:-1]:
         lines = part.split(b"\n")
         yield lines[0].removeprefix(b"id: ").decode(), lines[-1].removeprefix(b"data: ")
+
+
+def happened(frames: bytes) -> float | None:
+    """Return when the first event says it happened, in seconds since 1970 (UTC).
+
+    None when it does not say.
+    """
+    found = _HAPPENED.search(frames, 0, max(0, frames.find(b"\n\n")))
+    if found is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(found[1].decode())
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=timezone.utc).timestamp()
 
 
 def control(

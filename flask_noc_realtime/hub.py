@@ -66,11 +66,13 @@ class Opening(NamedTuple):
     :ivar preamble: the first bytes of the body.
     :ivar ordinal: the cursor.
     :ivar live_from: the cursor's value from which on the stream counts as live.
+    :ivar reset: why the preamble sends the stream to the newest position, if it does.
     """
 
     preamble: bytes
     ordinal: int
     live_from: int
+    reset: str | None = None
 
 
 class Hub:
@@ -198,9 +200,10 @@ class Hub:
             ordinal = end if found is None else found
             position = self._log.position_at(ordinal)
         preamble = open_frame(position, retry, round(self.options.heartbeat * 1000))
-        if found is None:
-            preamble += reset_frame("unknown-position", position)
-        return Opening(preamble, ordinal, end)
+        if found is not None:
+            return Opening(preamble, ordinal, end)
+        reason = "unknown-position"
+        return Opening(preamble + reset_frame(reason, position), ordinal, end, reason)
 
     def read(self, audience: Audience, user_id: str | None, ordinal: int) -> Batch:
         """Return what follows *ordinal*; *audience* is the shared one."""

@@ -22,6 +22,7 @@ from .generation import Generations
 from .health import Health, Probe
 from .hub import Hub
 from .lease import Leases
+from .metrics import OFF, Metrics
 from .poll import LongPolls
 from .shelf import Shelf
 from .transport import StreamRequest, gunicorn_worker
@@ -48,15 +49,16 @@ class Process:
     or position.
     """
 
-    def __init__(self, config: Config, catalogue: Catalogue) -> None:
+    def __init__(self, config: Config, catalogue: Catalogue, metrics: Metrics = OFF) -> None:
         self.pid = os.getpid()
+        self.metrics = metrics
         self.broker = create_broker(config)
         self.hub = Hub(self.broker, config.hub_options)
-        self.emitter = Publisher(self.broker, catalogue, config.emit_options)
-        self.flights: Flights[Any] = Flights()
+        self.emitter = Publisher(self.broker, catalogue, config.emit_options, metrics)
+        self.flights: Flights[Any] = Flights(metrics=metrics)
         self.generations = Generations(self.broker, self.emitter)
         pages = getattr(self.broker, "pages", None)
-        self.shelf = None if pages is None else Shelf(pages, self.generations)
+        self.shelf = None if pages is None else Shelf(pages, self.generations, metrics=metrics)
         census = getattr(self.broker, "census", None)
         if census is not None:
             census.report = self._report
@@ -68,7 +70,7 @@ class Process:
             lambda lease: self.emitter.give_notice("stream.evict", lease),
         )
         self.take: Combine[str, bytes | None] = Combine(self.broker.take)
-        self.portable = Portable(self.hub, self.leases)
+        self.portable = Portable(self.hub, self.leases, metrics)
         self.long_polls = LongPolls(config.max_streams_per_user, config.max_long_polls)
         self.lease_seconds = config.lease
         self.probe = Probe(self.broker.ping)
@@ -76,6 +78,7 @@ class Process:
         self._pump: Any | None = None
         self._warned: set[str] = set()
         atexit.register(self.close)
+        metrics.watch(self)
 
     def position(self) -> str:
         """Return the newest position this process knows."""
@@ -97,6 +100,18 @@ class Process:
             "behind": 0 if pump is None else pump.behind,
             "queued": self.emitter.queued,
             "dropped": self.emitter.dropped,
+        }
+
+    def readings(self) -> dict[str, float]:
+        """Return the values of the gauges now."""
+        pump = self._pump
+        return {
+            "sse_connections_active": self.portable.streams + (0 if pump is None else pump.streams),
+            "sse_log_lag": 0.0 if pump is None else pump.lag(time.monotonic()),
+            "sse_broker_up": float(not self.broker.away()),
+            "sse_emit_queued": self.emitter.queued,
+            "sse_rollout_percent": self.hub.rollout.percent,
+            "dedup_cache_size": len(self.flights.results),
         }
 
     def health(self, *, deep: bool) -> Health:
@@ -168,6 +183,7 @@ class Process:
         if self.shelf is not None:
             self.shelf.close()
         self.emitter.close()
+        self.metrics.unwatch(self)
 
     def _report(self) -> bytes:
         return json.dumps(self.report()).encode()
@@ -177,7 +193,7 @@ class Process:
             if self._pump is None:
                 from .transport.detached import Pump
 
-                self._pump = Pump(self.hub, self.leases.release)
+                self._pump = Pump(self.hub, self.leases.release, self.metrics)
             return self._pump
 
     def _warn(self, message: str) -> None:

@@ -15,6 +15,7 @@ from .broker.pages import ALONE, FAILED, LANDED, Look, Pages, Waiter
 from .errors import BrokerUnavailable
 from .flight import ALONE_SECONDS, How, Landed
 from .generation import Generations, Unknown
+from .metrics import OFF, Metrics
 
 T = TypeVar("T")
 
@@ -115,7 +116,14 @@ class Shelf:
     :param generations: says when the broker is left in peace.
     """
 
-    def __init__(self, pages: Pages, generations: Generations, lease: float = LEASE) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        generations: Generations,
+        lease: float = LEASE,
+        metrics: Metrics = OFF,
+    ) -> None:
+        self._metrics = metrics
         self._pages = pages
         self._generations = generations
         self._lease = lease
@@ -145,6 +153,7 @@ class Shelf:
         name = key.hex()
         token = self._pages.token()
         waiter = self._pages.expect(name)
+        waited, lapsed = False, False
         try:
             for _ in range(_ATTEMPTS):
                 if not self._generations.readable:
@@ -160,16 +169,20 @@ class Shelf:
                 if look.value is not None:
                     value = codec.unseal(look.value, key)
                     if value is not None:
+                        self._metrics.shared("joined" if waited else "kept")
                         return How.KEPT, Landed(value, look.seconds)
                     self._generations.attempt(functools.partial(self._pages.drop, name))
                 elif look.state == "lead":
                     if since is not None and look.names != since:
                         self._give_back(name, token, look, patterns)
                         break
+                    if lapsed:
+                        self._metrics.took_over()
                     landed, kept = self._lead(key, token, look, patterns, codec, execute)
                     return How.LED, landed if kept or not strict else replace(landed, ttl=0.0)
                 else:
                     outcome = self._wait(waiter, look)
+                    waited, lapsed = True, not outcome
                     if outcome == ALONE:
                         return How.ALONE, None
                     if outcome == FAILED:

@@ -99,6 +99,7 @@ class CoalescedView:
         if kept is not None:
             left = kept.until - process.flights.clock()
             if left > due:
+                process.flights.metrics.shared("kept")
                 return self.show_kept(asked, kept.value, left)
         clean = before is not None and before.clean
         return _ViewCall(self, state, process, asked, key, own, args, kwargs).answer(
@@ -173,6 +174,7 @@ class CoalescedView:
     ) -> Landed[Any]:
         """Run the view, and take from its response what everybody gets."""
         policy = self.policy
+        process.flights.metrics.worked()
         at = now()
         position = g.get("_noc_realtime_position") or process.position()
         with unconditional():
@@ -347,6 +349,7 @@ class _ViewCall:
         if flown.how is How.KEPT:
             return self._show_kept(value, flown.until)
         if flown.how is How.JOINED:
+            self._flights.metrics.shared("joined")
             return self._show(value, "fwd=uri-miss; collapsed")
         if self._how is How.KEPT:
             return self._show(value, "hit", now() - value.at)
@@ -357,12 +360,14 @@ class _ViewCall:
         return self._show_kept(self._spare.value, self._spare.until)
 
     def _show_kept(self, answer: Answer, until: float) -> Response:
+        self._flights.metrics.shared("kept")
         return self._view.show_kept(self._asked, answer, until - self._flights.clock())
 
     def _show(self, answer: Answer, status: str, age: float | None = None) -> Response:
         return self._view.show(self._asked, answer, status, age)
 
     def _alone(self) -> Any:
+        self._flights.metrics.worked()
         return self._view.function(*self._args, **self._kwargs)
 
     def _capture(self) -> Hashable:

@@ -13,13 +13,15 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from ..audience import Audience
 from ..cursor import Batch
+from ..event import Rule
 from ..frame import LAST_CHUNK, chunk
 from ..hub import SPREAD, Hub, Opening
+from ..metrics import OFF, Metrics, Sweep
 from ..wheel import Wheel
 from . import StreamRequest, gunicorn_response, unpatched
 from .portable import Portable, PortableStream
@@ -28,6 +30,7 @@ SLICE = 0.001
 """Seconds of sends after which the pump lets the event loop run."""
 
 _RUN = 32
+_TELL = 0.01
 _TICK = 0.25
 _UNSENT_LIMIT = 128 * 1024
 _TCP_NOTSENT_LOWAT = 25
@@ -41,10 +44,16 @@ _GONE = 0x008 | 0x010 | 0x2000
 _logger = logging.getLogger("flask_noc_realtime")
 
 
+Owed = tuple[Sequence[Rule], bool]
+"""The rules of events that were written, and whether they are a replay."""
+
+
 class Stream:
     """One detached connection. The pump owns it, and nobody else writes to it.
 
-    `beat` and `end` are its slots in the pump's wheels; it ends for `reason`.
+    `beat` and `end` are its slots in the pump's wheels; it ends for `reason`. It joined when
+    the log's end was `joined`: what is older is a replay. Once `rest` is written, it has been sent
+    what is `owed`.
 
     A send to one that was closed meanwhile fails by itself, whoever has its old number now.
     """
@@ -54,9 +63,12 @@ class Stream:
         "client",
         "cursor",
         "end",
+        "joined",
         "lane",
         "lease",
         "live_from",
+        "opened",
+        "owed",
         "reason",
         "rest",
         "since",
@@ -77,9 +89,10 @@ class Stream:
         self.since = request.since
         self.lease = request.lease
         self.cursor = opening.ordinal
-        self.live_from = opening.live_from
+        self.joined = self.live_from = opening.live_from
         self.rest: memoryview | None = None
-        self.touched = 0.0
+        self.owed = _NO_DEBT
+        self.touched = self.opened = time.monotonic()
         self.beat = self.end = -1
         self.reason = ""
 
@@ -92,14 +105,16 @@ class Stream:
 class Lane:
     """The streams that are sent the same bytes: one audience class in one framing.
 
-    `streams` are those that can be written to, `members` counts the blocked ones as well.
+    `streams` are those that can be written to, `members` counts the blocked ones as well. None of
+    them has joined after `joined`.
     """
 
-    __slots__ = ("audience", "chunked", "members", "streams")
+    __slots__ = ("audience", "chunked", "joined", "members", "streams")
 
     def __init__(self, audience: Audience, chunked: bool) -> None:
         self.audience = audience
         self.chunked = chunked
+        self.joined = 0
         self.members = 0
         self.streams: dict[Stream, None] = {}
 
@@ -119,7 +134,8 @@ class Taken(NamedTuple):
     chunked: bool
 
 
-_NOTHING = Batch(b"", 0, 0)
+_NOTHING = Batch(b"", (), 0)
+_NO_DEBT: Owed = ((), False)
 
 
 class Pump:
@@ -131,12 +147,17 @@ class Pump:
     the thread of the event loop; only `wake` may be called from elsewhere.
     """
 
-    def __init__(self, hub: Hub, release: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self, hub: Hub, release: Callable[[list[str]], None], metrics: Metrics = OFF
+    ) -> None:
         import gevent
 
         self._gevent = gevent
         self._hub = hub
         self._release = release
+        self._metrics = metrics
+        self._swept = Sweep()
+        self._told = 0.0
         self._released: list[str] = []
         self._noticed = hub.noticed
         self._loop = cast(Any, gevent.get_hub().loop)
@@ -195,7 +216,8 @@ class Pump:
         self._by_fd[fd] = stream
         lane.members += 1
         lane.streams[stream] = None
-        stream.touched = time.monotonic()
+        lane.joined = max(lane.joined, stream.joined)
+        self._metrics.opened(request.last_position is not None, opening.reset)
         self._schedule_beat(stream)
         end, stream.reason = request.end(self._hub.lifetime(), stream.touched)
         if stream.reason:
@@ -237,6 +259,7 @@ class Pump:
                 self._heed_notices()
                 for lane in list(self._lanes.values()):
                     self._sweep_lane(lane)
+            self._tell(time.monotonic())
         except Exception:
             _logger.exception("The pump stumbled; it goes on with the next event.")
         finally:
@@ -248,7 +271,10 @@ class Pump:
         at = 0
         while at < len(streams):
             at = self._slice(lane, streams, at)
-            if time.monotonic() >= self._deadline:
+            now = time.monotonic()
+            if now >= self._deadline:
+                if now >= self._told + _TELL:
+                    self._tell(now)
                 # Not sleep(0): fifty such turns pass before the loop looks at its sockets.
                 turn(self._loop.timer(0.0))
                 self._deadline = time.monotonic() + SLICE
@@ -259,12 +285,16 @@ class Pump:
         bodies: dict[int, tuple[Batch, bytes]] = {}
         horizon = self._hub.horizon(now)
         newest = self._hub.end
-        cursor, batch, body, special = -1, _NOTHING, b"", False
+        cursor, batch, body, special, alike = -1, _NOTHING, b"", False, True
+        swept, writes = self._swept, 0
         while at < len(streams):
             for stream in streams[at : at + _RUN]:
                 if stream.rest is not None:
                     continue
                 if stream.cursor != cursor:
+                    if writes:
+                        swept.add(batch.rules, writes)
+                        writes = 0
                     cursor = stream.cursor
                     found = bodies.get(cursor)
                     if found is None:
@@ -275,9 +305,13 @@ class Pump:
                         batch, body = found
                     late = cursor < horizon
                     special = late or batch.gap is not None or bool(batch.private)
+                    alike = not special and cursor >= lane.joined
                     self._behind = self._behind or batch.end < newest
-                if special and self._serve_apart(stream, batch, horizon, now):
-                    continue
+                    if cursor < swept.oldest and body and stream.live_from <= cursor and not late:
+                        swept.look(cursor, batch.body, now)
+                if not alike and (special or cursor < stream.joined):
+                    if self._serve_apart(stream, batch, horizon, now):
+                        continue
                 if not body:
                     stream.cursor = batch.end
                     continue
@@ -290,15 +324,18 @@ class Pump:
                     continue
                 stream.cursor = batch.end
                 stream.touched = now
-                if sent != len(body):
-                    self._block(stream, body, sent)
+                if sent == len(body):
+                    writes += 1
+                else:
+                    self._block(stream, body, sent, (batch.rules, False))
             at += _RUN
             if time.monotonic() >= self._deadline:
                 break
+        swept.add(batch.rules, writes)
         return at
 
     def _serve_apart(self, stream: Stream, batch: Batch, horizon: int, now: float) -> bool:
-        """Serve a stream that is not sent the shared batch; False when it is after all."""
+        """Serve a stream that is not sent the shared batch, or as a replay; False for others."""
         if self._leave(stream):
             return True
         if batch.gap is not None:
@@ -307,22 +344,27 @@ class Pump:
         if stream.live_from <= stream.cursor < horizon:
             self._reset(stream, "overload", now)
             return True
-        if stream.user_id is None or stream.user_id not in batch.private:
+        replay = stream.cursor < stream.joined
+        if stream.user_id is not None and stream.user_id in batch.private:
+            own = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
+        elif replay:
+            own = batch
+        else:
             return False
-        own = self._hub.read(stream.lane.audience, stream.user_id, stream.cursor)
         stream.cursor = own.end
         # Its own events fill a batch sooner than the shared one.
         self._behind = self._behind or own.end < self._hub.end
-        self._write(stream, own.body, now)
+        self._write(stream, own.body, now, (own.rules, replay))
         return True
 
     def _reset(self, stream: Stream, reason: str, now: float) -> None:
         body, stream.cursor = self._hub.reset(reason)
         stream.live_from = stream.cursor
+        self._metrics.reset(reason)
         self._write(stream, body, now)
 
-    def _write(self, stream: Stream, body: bytes, now: float) -> None:
-        """Write one body to one stream."""
+    def _write(self, stream: Stream, body: bytes, now: float, owed: Owed = _NO_DEBT) -> None:
+        """Write one body to one stream; *owed* says what events are in it."""
         wire = stream.lane.wrap(body)
         if not wire:
             return
@@ -335,13 +377,16 @@ class Pump:
             return
         stream.touched = now
         if sent != len(wire):
-            self._block(stream, wire, sent)
+            self._block(stream, wire, sent, owed)
+        else:
+            self._swept.add(owed[0], 1, replay=owed[1])
 
     # Slow and gone clients.
 
-    def _block(self, stream: Stream, body: bytes, sent: int) -> None:
+    def _block(self, stream: Stream, body: bytes, sent: int, owed: Owed) -> None:
         """Keep what the client did not take; a view, so that blocked streams share it."""
         stream.rest = memoryview(body)[sent:]
+        stream.owed = owed
         stream.lane.streams.pop(stream, None)
         self._epoll.modify(stream.client.fileno(), _GONE | _EPOLLOUT)
 
@@ -368,6 +413,7 @@ class Pump:
             stream.rest = rest[sent:]
             return
         stream.rest = None
+        self._settle(*stream.owed)
         stream.live_from = self._hub.end
         self._epoll.modify(stream.client.fileno(), _GONE)
         stream.lane.streams[stream] = None
@@ -378,6 +424,9 @@ class Pump:
             return
         if stream.lease is not None:
             self._give_back(stream.lease)
+        if stream.rest is not None and stream.owed[0]:
+            self._settle(_taken_of(stream.rest, stream.owed[0]), stream.owed[1])
+        self._metrics.ended(time.monotonic() - stream.opened)
         stream.rest = None
         # A wheel would keep what has left until its identity expires, for hours perhaps.
         self._beats.discard(stream.beat, stream)
@@ -392,6 +441,19 @@ class Pump:
         lane.members -= 1
         if not lane.members:
             del self._lanes[lane.audience, lane.chunked]
+
+    def _settle(self, rules: Sequence[Rule], replay: bool) -> None:
+        """Count what a stream was sent after all."""
+        sweep = Sweep()
+        sweep.add(rules, 1, replay=replay)
+        self._metrics.swept(sweep)
+
+    def _tell(self, now: float) -> None:
+        """Have what was swept counted, which takes too long for each slice."""
+        self._told = now
+        if self._swept:
+            swept, self._swept = self._swept, Sweep()
+            self._metrics.swept(swept)
 
     def _give_back(self, lease: str) -> None:
         """Release a lease, and with it all that end meanwhile; the event loop may not wait."""
@@ -587,6 +649,12 @@ def _can_take(response: Any) -> bool:
         and headers.get("content-encoding", "identity") == "identity"
         and headers.get("content-type", "").startswith("text/event-stream")
     )
+
+
+def _taken_of(rest: memoryview, rules: Sequence[Rule]) -> Sequence[Rule]:
+    """Return the rules of the events of which a client took every byte, before it left *rest*."""
+    taken = rest.obj[: -len(rest)]  # type: ignore[index]  # it is a view of bytes
+    return rules[: taken.count(b"\n\n")]
 
 
 def _tune(sock: _socket.socket) -> None:

@@ -9,19 +9,24 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from ..hub import Hub
+from ..cursor import Batch
+from ..hub import Hub, Opening
 from ..lease import Leases
+from ..metrics import OFF, Metrics, Sweep
 from . import StreamRequest, gunicorn_response, gunicorn_worker
 
 _WORKER_CHECK = 1.0
+_LOOK = 0.01
 
 
 class Portable:
     """Wakes the streams that wait in the server's threads or greenlets."""
 
-    def __init__(self, hub: Hub, leases: Leases) -> None:
+    def __init__(self, hub: Hub, leases: Leases, metrics: Metrics = OFF) -> None:
         self.hub = hub
         self.leases = leases
+        self.metrics = metrics
+        self.looked = 0.0
         self.streams = 0
         self.waiting = 0
         self._more = threading.Condition()
@@ -106,6 +111,7 @@ class PortableStream(Iterator[bytes]):
         self._patience = patience
         self._bodies: Iterator[bytes] | None = None
         self._joined = False
+        self._opened = 0.0
         self._lease = request.lease
 
     def __iter__(self) -> PortableStream:
@@ -115,7 +121,9 @@ class PortableStream(Iterator[bytes]):
         if self._bodies is None:
             self._join()
             opening = self._hub.open(self._request.last_position)
-            self._bodies = self._run(opening.preamble, opening.ordinal)
+            resumes = self._request.last_position is not None
+            self._portable.metrics.opened(resumes, opening.reset)
+            self._bodies = self._run(opening)
         return next(self._bodies)
 
     def close(self) -> None:
@@ -124,6 +132,7 @@ class PortableStream(Iterator[bytes]):
         if self._joined:
             self._joined = False
             self._portable.leave()
+            self._portable.metrics.ended(time.monotonic() - self._opened)
         lease, self._lease = self._lease, None
         if lease is not None:
             self._portable.leases.release([lease])
@@ -139,13 +148,14 @@ class PortableStream(Iterator[bytes]):
 
     def _join(self) -> None:
         self._joined = True
+        self._opened = time.monotonic()
         self._portable.join(gunicorn_worker())
 
-    def _run(self, preamble: bytes, ordinal: int) -> Iterator[bytes]:
-        yield preamble
-        yield from self._follow(ordinal)
+    def _run(self, opening: Opening) -> Iterator[bytes]:
+        yield opening.preamble
+        yield from self._follow(opening.ordinal, opening.live_from)
 
-    def _follow(self, ordinal: int) -> Iterator[bytes]:
+    def _follow(self, ordinal: int, live_from: int) -> Iterator[bytes]:
         hub, request = self._hub, self._request
         now = time.monotonic()
         due = now + hub.silence()
@@ -156,9 +166,10 @@ class PortableStream(Iterator[bytes]):
             if told is not None:
                 end, reason = now, told
                 break
-            body = batch.body
+            body, replay = batch.body, ordinal < live_from
             if batch.gap is not None:
                 body, ordinal = hub.reset(batch.gap)
+                self._portable.metrics.reset(batch.gap)
             elif body or batch.end > ordinal:
                 ordinal = batch.end
             elif now >= due:
@@ -171,6 +182,7 @@ class PortableStream(Iterator[bytes]):
                 self._portable.wait(ordinal, min(due, end, until))
             if body:
                 yield body
+                self._tell(batch, replay)
                 due = time.monotonic() + hub.silence()
             now = time.monotonic()
         if hub.closing.is_set():
@@ -179,3 +191,14 @@ class PortableStream(Iterator[bytes]):
                 # The gevent worker counts a connection it keeps alive as one it must wait for.
                 response.force_close()
         yield hub.goodbye(reason if now >= end else "shutdown")
+
+    def _tell(self, batch: Batch, replay: bool) -> None:
+        """Have a batch counted that the server took, and now asks for more."""
+        if not batch.body:
+            return
+        portable, now, sweep = self._portable, time.monotonic(), Sweep()
+        sweep.add(batch.rules, 1, replay=replay)
+        if not replay and now >= portable.looked + _LOOK:
+            portable.looked = now
+            sweep.look(0, batch.body, now)
+        portable.metrics.swept(sweep)

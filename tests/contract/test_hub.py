@@ -76,6 +76,7 @@ def test_a_new_stream_starts_at_the_newest_position() -> None:
         f'data: {{"position":"{position}","retry":0,"heartbeat":15000}}\n\n'.encode(),
         hub.end,
         hub.end,
+        None,
     )
 
 

@@ -18,6 +18,10 @@ app.config.update(
     {key: value for key, value in os.environ.items() if key.startswith("NOC_REALTIME_")}
 )
 realtime = NocRealtime(app)
+if app.config.get("NOC_REALTIME_METRICS") == "auto":
+    from prometheus_client import REGISTRY
+
+    realtime.metrics(REGISTRY)
 
 
 class Emission(threading.Thread):

@@ -46,6 +46,7 @@ class Options:
     max_steps: int = 12
     stall_seconds: float = 60.0
     missed: int = 100
+    metrics: bool = False
 
     @property
     def sample(self) -> int:
@@ -214,7 +215,7 @@ def bench(
                 url=url,
                 transport=options.transport,
                 workers=options.workers,
-                settings=settings or {},
+                settings={"METRICS": "auto" if options.metrics else "off", **(settings or {})},
             )
         )
         streams = stack.enter_context(

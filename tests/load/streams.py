@@ -27,6 +27,7 @@ _LOOK = 2.0
 _SMALL_BUFFER = 16 * 1024
 _SHORT_HISTORY = 1000
 _RECOVERY = 5.0
+_TURNS = 3
 
 Scenario = Callable[[Options, Path, Report], None]
 
@@ -198,15 +199,36 @@ def stalled(options: Options, directory: Path, report: Report) -> None:
         report_drained(report, drained)
 
 
+def metrics(options: Options, directory: Path, report: Report) -> None:
+    """Send every event to every stream, with metrics and without, in turns.
+
+    So slowly that each is a write of its own; more in a write would cost less. The best turns are
+    compared: whatever else the machine does makes them only worse.
+    """
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(2 * _TURNS):
+        counts = turn % 2 == 1
+        with bench(replace(options, metrics=counts), directory / f"turn-{turn}") as load:
+            load.connect()
+            count = load.step(options.rate, options.seconds, load.measure).count
+            found[counts].append(load.cpu_share * count.seconds / count.writes * 1e9)
+            say(f"  metrics={counts}: {count.rate:,.0f} deliveries/s, {found[counts][-1]:,.0f} ns")
+    for counts, how in ((False, "without"), (True, "with")):
+        report.add(f"worker CPU of a write {how}", min(found[counts]), "ns")
+        report.add(f"spread {how}", (max(found[counts]) / min(found[counts]) - 1) * 100, "%")
+    report.add("with to without", min(found[True]) / min(found[False]), "x", "<= 1.03")
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (steady, tenth, overload, idle, connect, access, storm, stalled)
+    for scenario in (steady, tenth, overload, idle, connect, access, storm, stalled, metrics)
 }
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "tenth": {"rate": 1000.0},
     "overload": {"seconds": 30.0},
     "idle": {"seconds": 20.0},
+    "metrics": {"streams": 5000, "rate": 20.0, "seconds": 5.0},
 }
 
 
@@ -352,6 +374,7 @@ _HELP = {
     "max_steps": "rates to try at most",
     "stall_seconds": "how long clients stop reading (stalled)",
     "missed": "events each stream misses (storm)",
+    "metrics": "count in a Prometheus registry",
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import missing, require
+from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
 from tests.load import coalesce, dashboard, emitting, streams
 from tests.load.bench import Options, floor_body
@@ -87,12 +90,24 @@ def test_every_stream_gets_every_event_once_and_in_order(scenario: str, broker: 
 def test_every_stream_with_a_token_or_a_ticket_is_let_in() -> None:
     """And no other scenario is without its test."""
     require("flask_jwt_extended")
-    assert set(streams.SCENARIOS) == {*FIGURES, "access"}
+    assert set(streams.SCENARIOS) == {*FIGURES, "access", "metrics"}
     values = streams.run("access", replace(SMALL, streams=60)).values()
     for how in ("", ", as advised"):
         failed = [values[f"{name} failed{how}"] for name in ("views", "tokens", "tickets")]
         assert failed == [0, 0, 0]
         assert values[f"tickets to ordinary views{how}"] is not None
+
+
+def test_what_counting_costs_is_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole worker, and of the pump alone."""
+    require("prometheus_client")
+    monkeypatch.setattr(streams, "_TURNS", 1)
+    values = streams.run("metrics", replace(SMALL, broker="memory", streams=60)).values()
+    assert values["with to without"] is not None
+    command = [sys.executable, "-m", "tests.load.sweep", "--rounds=1", "--streams=20", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["ratio"] > 0 for line in done.stdout.splitlines()] == [True] * 6
 
 
 def test_portable_streams_and_several_workers_are_measured_too() -> None:

@@ -205,6 +205,15 @@ def test_four_workers_on_redis_serve_each_others_events(
             for stream in streams:
                 seen = [stream.next_event().json["data"]["id"] for _ in incidents]
                 assert seen == incidents
+            sent = f'{{type="incident.updated"}} {float(len(streams) * len(incidents))}'
+            wait_until(lambda: sent in metrics(demo), 10, "all of them are counted")
+
+
+def metrics(demo: Demo) -> str:
+    """Return the page for Prometheus."""
+    with urllib.request.urlopen(f"{demo.url}/metrics", timeout=10) as answer:
+        page: bytes = answer.read()
+    return page.decode()
 
 
 def test_one_worker_of_four_drives_the_network(tmp_path: Path, redis_server: RedisFactory) -> None:

@@ -157,6 +157,73 @@ assert blocked.closed
 )
 
 
+COUNTED = (
+    """
+from collections import Counter
+from flask_noc_realtime.metrics import Metrics
+
+class Recording(Metrics):
+    sent, replayed, lasted = Counter(), 0, []
+
+    def swept(self, sweep):
+        self.replayed += sweep.replayed
+        for rules, writes in sweep.writes:
+            for rule in rules:
+                self.sent[rule.type] += writes
+
+    def ended(self, seconds):
+        self.lasted.append(seconds)
+
+rest()
+counts = pump._metrics = Recording()
+emit("log.added", "first")
+emit("incident.created", "second")
+until(lambda: pump._sweeping)
+rest()
+assert counts.sent == {"log.added": 100, "incident.created": 100}, counts.sent
+replaying = join(start)
+received(replaying, b"second")
+rest()
+assert counts.sent == {"log.added": 101, "incident.created": 101}, counts.sent
+assert counts.replayed == 2, counts.replayed
+counts.sent.clear()
+"""
+    + BLOCKED
+    + """
+body = bytearray()
+
+def took():
+    body.extend(slow.recv(1 << 20))
+    return types(body[: body.rfind(b"\\n\\n") + 1]).count(b"log.added")
+
+before = counts.sent["log.added"]
+while blocked.rest is not None:
+    assert counts.sent["log.added"] == before
+    took()
+    pump._on_ready()
+rest()
+until(lambda: took() == counts.sent["log.added"] == before + 1)
+while blocked.rest is None:
+    for n in range(40):
+        emit("log.added", "x" * 3000, user_id="7")
+    until(lambda: pump._sweeping)
+    rest()
+while len(blocked.rest) > len(blocked.rest.obj) - 10000:
+    body.extend(slow.recv(10000))
+    pump._on_ready()
+before = counts.sent["log.added"]
+pump.close("shutdown")
+assert blocked.closed and len(counts.lasted) == 102 and min(counts.lasted) > 0
+slow.setblocking(True)
+while (part := slow.recv(1 << 20)):
+    body.extend(part)
+whole = types(body[: body.rfind(b"\\n\\n") + 1])
+assert counts.sent == {"log.added": whole.count(b"log.added")}, counts.sent
+assert counts.sent["log.added"] > before
+"""
+)
+
+
 # The clock goes on by half a millisecond whenever it is looked at, as if sends took that.
 GIVES_WAY = """
 now = time.monotonic()
@@ -315,6 +382,11 @@ def test_a_heartbeat_that_fails_is_made_up_for() -> None:
     code, errors = run(BEATS, heartbeat=0.4)
     assert code == 0, errors
     assert errors.count("The pump stumbled over a heartbeat; it goes on.") == 3
+
+
+def test_an_event_is_counted_when_a_connection_has_taken_all_of_it() -> None:
+    """Once for each stream: written at once, in parts, as a replay, or just before the end."""
+    assert run(COUNTED) == (0, "")
 
 
 def test_the_lag_is_that_of_the_slowest_live_stream() -> None:

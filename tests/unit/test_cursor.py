@@ -62,8 +62,8 @@ def test_a_restart_is_a_gap_also_for_who_has_asked_before() -> None:
     reader = Reader(log, 1000)
     reader.read(Audience(), 1)
     log.restart("q-0")
-    assert reader.read_for(Audience(), "7", 1) == Batch(b"", 0, 1, gap="history-lost")
-    assert reader.read_for(Audience(), "7", log.end) == Batch(b"", 0, log.end)
+    assert reader.read_for(Audience(), "7", 1) == Batch(b"", (), 1, gap="history-lost")
+    assert reader.read_for(Audience(), "7", log.end) == Batch(b"", [], log.end)
 
 
 def test_remembered_batches_are_few() -> None:
@@ -80,8 +80,8 @@ def test_a_batch_ends_before_the_limit_but_holds_one_event_at_least() -> None:
     log = log_of(entry(1), entry(2), entry(3))
     assert read(log, Audience(), 0, 6).body == b"<1><2>"
     assert read(log, Audience(), 0, 5).body == b"<1>"
-    assert read(log, Audience(), 0, 1) == Batch(b"<1>", 1, 1)
-    assert read(log, Audience(), 0, 9) == Batch(b"<1><2><3>", 3, 3)
+    assert read(log, Audience(), 0, 1) == Batch(b"<1>", [entry(1).rule], 1)
+    assert read(log, Audience(), 0, 9) == Batch(b"<1><2><3>", [entry(1).rule] * 3, 3)
 
 
 def test_an_event_larger_than_the_limit_waits_for_a_batch_of_its_own() -> None:
@@ -106,7 +106,7 @@ def test_hidden_events_move_the_cursor_and_send_nothing() -> None:
 def test_one_read_passes_over_any_number_of_hidden_events() -> None:
     """Or a stream that sees little would be woken for nothing, page by page."""
     log = log_of(*(entry(number, ["secret"]) for number in range(1, 1500)), entry(1500))
-    assert read(log, Audience(), 0, 1000) == Batch(b"<1500>", 1, 1500)
+    assert read(log, Audience(), 0, 1000) == Batch(b"<1500>", [entry(1).rule], 1500)
     assert read(log, Audience(frozenset(["secret"])), 0, 10**6).events == 1500
 
 
@@ -218,7 +218,7 @@ def test_what_a_short_log_loses_is_a_gap_and_never_a_silent_hole(
         audience, start = AUDIENCES[step], at[step]
         batch = reader.read_for(audience.shared, audience.user_id, start)
         if start < log.start:
-            assert batch == Batch(b"", 0, start, gap="overrun")
+            assert batch == Batch(b"", (), start, gap="overrun")
             at[step] = log.end
         else:
             seen = [e.frame for e in entries[start : batch.end] if audience.sees(e.rule)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_noc_realtime.errors import EventError
-from flask_noc_realtime.frame import LAST_CHUNK, chunk, control, frame, unframe
+from flask_noc_realtime.frame import LAST_CHUNK, chunk, control, frame, happened, unframe
 
 
 class Message(NamedTuple):
@@ -197,3 +197,28 @@ def test_frames_are_taken_apart_to_ids_and_data(events: list[tuple[str, str]]) -
     """As they were put together, for whoever wants them without a stream."""
     frames = [frame(data.encode(), type="log.added", id=id) for id, data in events]
     assert list(unframe(b"".join(frames))) == [(id, data.encode()) for id, data in events]
+
+
+def test_when_an_event_happened_is_read_from_its_frame() -> None:
+    """From the first one's envelope, whatever its data says."""
+    data = b'{"type":"a.b","data":{"timestamp":"1999-01-01T00:00:00Z"},"timestamp":"%b"}'
+    first = frame(data % b"1970-01-02T00:00:00.250000Z", type="a.b", id="1-1")
+    second = frame(data % b"2026-01-02T00:00:00.250000Z", type="a.b", id="1-2")
+    assert happened(first + second) == 86400.25
+    assert happened(second + first) == 1767312000.25
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"data: 1\n\n",
+        control("heartbeat", {"position": "1-1"}),
+        frame(b'{"timestamp":"2026-13-40T00:00:00.000000Z"}'),
+        frame(b'{"timestamp":"1999-01-01T00:00:00.000000Z","data":1}'),
+        b'data: {"timestamp":"1999-01-01T00:00:00.000000Z"}',
+    ],
+)
+def test_an_event_that_does_not_say_when_it_happened_is_none(body: bytes) -> None:
+    """Other versions may write to the same Redis."""
+    assert happened(body) is None
