@@ -178,7 +178,7 @@ def crowd() -> Iterator[Callable[..., Crowd]]:
 def test_the_sum_over_four_workers_is_what_clients_received(
     transport: str, start: Start, redis_server: RedisFactory, crowd: Callable[..., Crowd]
 ) -> None:
-    """Whether it was written in parts, replayed, for one user, after a reset, or cut off."""
+    """Whether it was written in parts, replayed, for one user, or after a reset."""
     redis = redis_server()
     server = start(redis, 4, TRANSPORT=transport, HISTORY_EVENTS=60, MAX_LAG=60)
     users = crowd(server, redis, 60)
@@ -221,7 +221,6 @@ def test_the_sum_over_four_workers_is_what_clients_received(
     assert shown["sse_delivery_latency_count", ""] > 0
     if transport == "detached":
         assert shown["sse_resets_total", "overrun"] > 0
-        assert any(browser.client.truncated for browser in slow[:3])
 
 
 def test_the_gauges_of_a_killed_worker_disappear(
