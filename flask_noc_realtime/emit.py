@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from itertools import count
 from typing import Any, NamedTuple
 
 from .broker import Broker
 from .errors import BrokerUnavailable
-from .event import Catalogue, Event, notice
+from .event import Catalogue, Details, notice, record_of
 from .metrics import OFF, Metrics
 
 _BATCH_EVENTS = 200
@@ -121,9 +121,8 @@ class Publisher:
         :raises EventError: when the event itself is wrong.
         """
         self._catalogue.check(type)
-        now = timestamp or datetime.now(timezone.utc)
-        event = Event(type, data, now, permissions, user_id)  # type: ignore[arg-type]
-        return event.record(self._options.max_event_bytes)
+        details = Details(permissions, user_id, timestamp)
+        return record_of(type, data, details, self._options.max_event_bytes)
 
     def publish(self, record: bytes) -> str | None:
         """Publish what `encode` returned; return as `emit` does.

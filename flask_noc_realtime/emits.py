@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from flask import current_app, has_app_context
+from flask import Flask, current_app
 
 from .blueprint import EXTENSION
 from .errors import ConfigError
@@ -127,12 +127,20 @@ class _Arguments:
         for index, parameter in enumerate(parameters.values()):
             if recipe.wants is None or parameter.name in recipe.wants:
                 self._getters.append((parameter.name, _getter(parameter, index, list(parameters))))
+        self._plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+        self._names = tuple(parameters)
+        self._defaults = {
+            name: p.default for name, p in parameters.items() if p.default is not p.empty
+        }
 
     def values(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> dict[str, Any]:
         """Return the values by their names."""
-        values = {name: getter(args, kwargs) for name, getter in self._getters}
+        if self._plain:
+            values = {**self._defaults, **kwargs, **dict(zip(self._names, args, strict=False))}
+        else:
+            values = {name: getter(args, kwargs) for name, getter in self._getters}
         values["result"] = result
         return values
 
@@ -165,19 +173,21 @@ def _refuse_what_returns_early(function: Callable[..., Any], type: str) -> None:
 
 def _state(type: str) -> State | None:
     """Return the state of the current app; log that there is none."""
-    if not has_app_context():
+    try:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    except RuntimeError:
         _logger.error(
             "No %r was emitted: there is no application context to tell which app it belongs to. "
             "Wrap the call in `with app.app_context():`.",
             type,
         )
         return None
-    state: State | None = current_app.extensions.get(EXTENSION)
+    state: State | None = app.extensions.get(EXTENSION)
     if state is None:
         _logger.error(
             "No %r was emitted: NocRealtime is not initialised for %r; call "
             "realtime.init_app(app).",
             type,
-            current_app.name,
+            app.name,
         )
     return state

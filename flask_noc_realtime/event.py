@@ -10,11 +10,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from .errors import EventError, PayloadTooLarge, UnknownTypeError
@@ -70,21 +71,9 @@ class Event:
 
     def __post_init__(self) -> None:
         check_type(self.type)
-        if not isinstance(self.timestamp, datetime):
-            raise EventError(
-                f"The timestamp of {self.type!r} is {self.timestamp!r:.80}; pass a datetime."
-            )
-        # A zone may have no offset either, and astimezone would take the server's.
-        if self.timestamp.utcoffset() is None:
-            raise EventError(
-                f"The timestamp of {self.type!r} has no time zone; "
-                "pass datetime.now(timezone.utc) or leave it out."
-            )
+        _stamp(self.type, self.timestamp)
         object.__setattr__(self, "permissions", _permissions(self.permissions))
-        if self.user_id is not None and not (isinstance(self.user_id, str) and self.user_id):
-            raise EventError(
-                f"user_id is {self.user_id!r}; pass a non-empty str, or None for every user."
-            )
+        _check_user(self.user_id)
 
     def envelope(self, max_bytes: int) -> bytes:
         """Encode what the browser gets: ``{type, data, timestamp}`` as one line of UTF-8 JSON.
@@ -92,18 +81,72 @@ class Event:
         :raises EventError: naming the key path of a value JSON cannot hold.
         :raises PayloadTooLarge: when it exceeds *max_bytes*.
         """
-        stamp = self.timestamp.astimezone(timezone.utc).isoformat(timespec="microseconds")
-        body = encode_json({"type": self.type, "data": self.data, "timestamp": stamp[:-6] + "Z"})
-        if len(body) > max_bytes:
-            raise PayloadTooLarge(
-                f"The event {self.type!r} takes {len(body)} bytes and the limit is {max_bytes}. "
-                "Send a reference the browser can fetch, or raise NOC_REALTIME_MAX_EVENT_BYTES."
-            )
-        return body
+        return _envelope(self.type, self.data, _stamp(self.type, self.timestamp), max_bytes)
 
     def record(self, max_bytes: int) -> bytes:
         """Encode the event for a broker; `Rule.parse` and the envelope read it back."""
         return _header(self.type, self.permissions, self.user_id) + self.envelope(max_bytes)
+
+
+class Details(NamedTuple):
+    """What an event may have besides its type and data; see `Event`.
+
+    :ivar timestamp: now unless given.
+    """
+
+    permissions: Collection[str] | None = None
+    user_id: str | None = None
+    timestamp: datetime | None = None
+
+
+def record_of(type: str, data: Any, details: Details, max_bytes: int) -> bytes:
+    """Encode an event for a broker as `Event.record` does, without the object in between.
+
+    :param type: one that `check_type` has returned.
+    :raises EventError: as `Event` does.
+    """
+    permissions, user_id, timestamp = details
+    _check_user(user_id)
+    header = _header(type, _permissions(permissions), user_id)
+    stamp = _text(datetime.now(timezone.utc)) if timestamp is None else _stamp(type, timestamp)
+    return header + _envelope(type, data, stamp, max_bytes)
+
+
+def _envelope(type: str, data: Any, stamp: str, max_bytes: int) -> bytes:
+    try:
+        text = _encoder.encode(data)
+        # A type and a stamp hold nothing that JSON escapes; an enum's f-string is not its value.
+        line = '{"type":"' + type + '","data":' + text + ',"timestamp":"' + stamp + '"}'
+        body = line.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _not_json({"data": data}, error) from error
+    if len(body) > max_bytes:
+        raise PayloadTooLarge(
+            f"The event {type!r} takes {len(body)} bytes and the limit is {max_bytes}. "
+            "Send a reference the browser can fetch, or raise NOC_REALTIME_MAX_EVENT_BYTES."
+        )
+    return body
+
+
+def _stamp(type: str, timestamp: datetime) -> str:
+    if not isinstance(timestamp, datetime):
+        raise EventError(f"The timestamp of {type!r} is {timestamp!r:.80}; pass a datetime.")
+    # A zone may have no offset either, and astimezone would take the server's.
+    if timestamp.utcoffset() is None:
+        raise EventError(
+            f"The timestamp of {type!r} has no time zone; "
+            "pass datetime.now(timezone.utc) or leave it out."
+        )
+    return _text(timestamp.astimezone(timezone.utc))
+
+
+def _text(utc: datetime) -> str:
+    return utc.isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def _check_user(user_id: str | None) -> None:
+    if user_id is not None and not (isinstance(user_id, str) and user_id):
+        raise EventError(f"user_id is {user_id!r}; pass a non-empty str, or None for every user.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -197,6 +240,8 @@ class Catalogue:
 
         :raises UnknownTypeError: listing the known types.
         """
+        if type.__class__ is str and type in self._types:
+            return
         check_type(type)
         if self.strict and type not in self._types:
             raise UnknownTypeError(
@@ -253,8 +298,12 @@ def encode_json(value: Any) -> bytes:
     try:
         return _encoder.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        path, reason = _culprit(value, error)
-        raise EventError(f"The event is not JSON: {path} {reason}.") from error
+        raise _not_json(value, error) from error
+
+
+def _not_json(value: Any, error: Exception) -> EventError:
+    path, reason = _culprit(value, error)
+    return EventError(f"The event is not JSON: {path} {reason}.")
 
 
 def _convert(value: Any) -> Any:
@@ -327,6 +376,11 @@ def _names(values: Iterable[Any]) -> bool:
 def _permissions(value: Collection[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
+    if value.__class__ is list or value.__class__ is tuple:
+        with suppress(TypeError):
+            known = _sorted(tuple(value))
+            if known:
+                return known
     # A generator would be empty after the check, and the event visible to nobody.
     if not isinstance(value, Collection) or isinstance(value, str) or not _names(value):
         raise EventError(
@@ -336,3 +390,9 @@ def _permissions(value: Collection[str] | None) -> tuple[str, ...] | None:
         # An empty list computed by mistake must not become "visible to everyone".
         raise EventError("permissions is empty, so nobody could see the event; pass None for all.")
     return tuple(sorted(set(value)))
+
+
+@lru_cache(maxsize=4096)
+def _sorted(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names in order and once each; nothing, where they are no names."""
+    return tuple(sorted(set(names))) if _names(names) else ()

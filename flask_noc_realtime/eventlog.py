@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .event import Rule, split_record
-from .frame import frame
+from .frame import event_frame
 
 UNKNOWN = "0-0"
 
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
         :raises EventError: when *record* is not one of ours.
         """
         rule, envelope = split_record(record)
-        return cls(position, frame(envelope, type=rule.type, id=position), rule)
+        return cls(position, event_frame(envelope, type=rule.type, id=position), rule)
 
 
 class EventLog:

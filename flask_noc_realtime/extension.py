@@ -86,7 +86,7 @@ class State:
 
     def _check_committed(self, type: str) -> None:
         """Warn, once, of an event that tells of what others cannot read yet."""
-        if self._warned or not self.endings or not has_app_context():
+        if self._warned or not has_app_context():
             return
         if self.endings.isdisjoint(patterns_of(type)):
             return
@@ -108,9 +108,11 @@ class State:
         user_id: str | None = None,
     ) -> str | None:
         """Emit as `NocRealtime.emit` does."""
-        record = self.encode(type, data, permissions, user_id)
-        self._check_committed(type)
-        return self.publish(record)
+        emitter = self.process().emitter
+        record = emitter.encode(type, data, permissions, user_id)
+        if self.endings:
+            self._check_committed(type)
+        return None if self.muted else emitter.publish(record)
 
     def encode(
         self,
@@ -472,14 +474,18 @@ class NocRealtime:
         return outbox
 
     def _state(self) -> State:
-        if has_app_context():
-            state: State | None = current_app.extensions.get(EXTENSION)
-            if state is None:
-                raise ConfigError(
-                    f"NocRealtime is not initialised for {current_app.name!r}; "
-                    "call realtime.init_app(app)."
-                )
-            return state
+        try:
+            app = current_app._get_current_object()  # type: ignore[attr-defined]
+        except RuntimeError:
+            return self._only_state()
+        state: State | None = app.extensions.get(EXTENSION)
+        if state is None:
+            raise ConfigError(
+                f"NocRealtime is not initialised for {app.name!r}; call realtime.init_app(app)."
+            )
+        return state
+
+    def _only_state(self) -> State:
         states = list(self._states)
         if len(states) != 1:
             raise ConfigError(

@@ -51,7 +51,7 @@ class HubOptions:
 
     history_events: int = 10_000
     history_bytes: int = 64 * 1024 * 1024
-    write_limit: int = 64 * 1024
+    write_limit: int = 128 * 1024
     max_lag: float = 2.0
     heartbeat: float = 15.0
     retry: float = 3.0

@@ -88,6 +88,9 @@ class Recipe:
         self._wants.add(name)
         if not steps:
             return lambda values: values[name]
+        if len(steps) == 1:
+            step = steps[0]
+            return lambda values: _step(values[name], step)
         return lambda values: reduce(_step, steps, values[name])
 
     def _function(self, function: Callable[..., Any]) -> _Part:

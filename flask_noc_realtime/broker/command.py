@@ -46,17 +46,45 @@ class Script:
             return ask(client, "EVAL", self.text, *words)
 
 
+class Call:
+    """A script with keys and first arguments that stay the same, encoded once."""
+
+    def __init__(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> None:
+        self._script = script
+        self._keys = keys
+        self._arguments = arguments
+        words = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
+        self._count = len(words)
+        self._head = _bulks([word.encode() for word in words])
+
+    def run(self, client: Any, arguments: Sequence[bytes]) -> Any:
+        """Run it with the rest of its arguments.
+
+        :raises redis.RedisError: when it may have run, or not.
+        """
+        count = self._count + len(arguments)
+        try:
+            return ask_packed(client, b"*%d\r\n%b%b" % (count, self._head, _bulks(arguments)))
+        except NoScriptError:
+            return self._script.run(client, self._keys, (*self._arguments, *arguments))
+
+
 def ask(client: Any, *words: Any) -> Any:
     """Return the reply to a command; it is sent once, whatever happens.
 
     :raises NoConnection: when it was not sent.
     :raises redis.RedisError: when it may have been carried out, or not.
     """
+    return ask_packed(client, _pack([_encoded(word) for word in words]))
+
+
+def ask_packed(client: Any, command: bytes) -> Any:
+    """Return as `ask` does the reply to a command that is encoded already."""
     pool = client.connection_pool
     connection = _connection(pool)
     try:
         # Both disconnect when they are cut short, so that nobody gets another's reply.
-        connection.send_packed_command(connection.pack_command(*words))
+        connection.send_packed_command([command])
         return connection.read_response()
     finally:
         pool.release(connection)
@@ -100,5 +128,12 @@ def _packed(*commands: Sequence[str]) -> bytes:
 
 
 def _pack(words: Sequence[bytes]) -> bytes:
-    parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in words]
-    return b"*%d\r\n%s" % (len(parts), b"".join(parts))
+    return b"*%d\r\n%b" % (len(words), _bulks(words))
+
+
+def _bulks(words: Sequence[bytes]) -> bytes:
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+def _encoded(word: bytes | str | int) -> bytes:
+    return word if isinstance(word, bytes) else str(word).encode()

@@ -22,7 +22,7 @@ from . import MAX_GENERATIONS, Change, Claim, Leased, Sink, Terms
 from .address import Address
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
-from .command import AWAY, ONCE, NoConnection, Script, ask_primary
+from .command import AWAY, ONCE, Call, NoConnection, Script, ask_primary
 from .pages import NAMES, Pages
 from .pages import SCRIPTS as PAGES_SCRIPTS
 
@@ -49,8 +49,10 @@ local function append(record, key, patterns)
     moved[#moved + 1] = pattern
     moved[#moved + 1] = position
   end
-  if #moved > 0 then redis.call('HSET', generations, unpack(moved)) end
-  if redis.call('HLEN', generations) > MAX_GENERATIONS then redis.call('DEL', generations) end
+  if #moved > 0 and redis.call('HSET', generations, unpack(moved)) > 0
+     and redis.call('HLEN', generations) > MAX_GENERATIONS then
+    redis.call('DEL', generations)
+  end
   if #record * cap > bytes and string.match(position, '%d+') % 16 == 0 then trim() end
   redis.call('PUBLISH', channel, before .. ' ' .. position .. '\\n' .. record)
   before = position
@@ -88,7 +90,7 @@ for i = 4, #ARGV, 3 do
   end
   positions[#positions + 1] = position
 end
-return positions
+return table.concat(positions, ' ')
 """
 )
 _CHANGE = (
@@ -239,6 +241,11 @@ class RedisBroker:
         self._generations_key = f"{{{options.namespace}}}:generations"
         self._retried_key = f"{{{options.namespace}}}:retried"
         self._keys = (self._log_key, self._channel, self._generations_key)
+        self._publish = Call(
+            _SCRIPTS["publish"],
+            (*self._keys, self._retried_key),
+            (str(options.history_events), str(options.history_bytes)),
+        )
         self._standing_key = f"{{{options.namespace}}}:standing"
         self._bounds = (options.history_events, options.history_bytes)
         self._said_key = f"{{{options.namespace}}}:said:"
@@ -390,12 +397,11 @@ class RedisBroker:
         return rows[0][0].decode() if rows else None
 
     def _run_script(self, events: Sequence[tuple[bytes, str]], age: float | None) -> list[str]:
-        arguments: list[bytes | str | int] = [*self._bounds, _window(age)]
+        arguments = [_window(age)]
         for record, key in events:
-            arguments += (record, key, _generations_of(record))
-        keys = (*self._keys, self._retried_key)
-        positions = _SCRIPTS["publish"].run(self._client, keys, arguments)
-        return [position.decode() for position in positions]
+            arguments += (record, key.encode(), _generations_of(record).encode())
+        positions: bytes = self._publish.run(self._client, arguments)
+        return positions.decode().split()
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         with self._reaching:
@@ -619,11 +625,11 @@ def _generations_of(record: bytes) -> str:
     return " ".join(generations_of(split_record(record)[0]))
 
 
-def _window(age: float | None) -> str:
+def _window(age: float | None) -> bytes:
     """Return the milliseconds to look back as the script takes them, with room for doubt."""
     if age is None:
-        return ""
-    return "inf" if math.isinf(age) else str(round((age + _WINDOW_MARGIN) * 1000))
+        return b""
+    return b"inf" if math.isinf(age) else b"%d" % round((age + _WINDOW_MARGIN) * 1000)
 
 
 def _order(position: str) -> tuple[int, int]:
