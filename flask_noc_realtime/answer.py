@@ -6,10 +6,10 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from flask import Request, Response, current_app
+from flask import Flask, Request, Response, current_app
 from werkzeug.datastructures import Headers
 
 CACHE = "noc-realtime"
@@ -47,8 +47,29 @@ _SIGNATURE_BYTES = 32
 class _Given(Headers):
     """Headers that came out of others: to check each again takes as long as all else of a hit."""
 
-    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self._list = list(pairs)
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self._list = pairs
+
+
+class _Model:
+    """Makes responses like one that was made before; to make one anew takes as long as all else.
+
+    :ivar plain: whether the response held only what may be given to others.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self._kind = type(response)
+        held = {k: v for k, v in vars(response).items() if k not in ("headers", "response")}
+        self._fixed = {k: v for k, v in held.items() if isinstance(v, (str, int, type(None)))}
+        self._lists = [name for name, value in held.items() if value == []]
+        self.plain = len(self._fixed) + len(self._lists) == len(held)
+
+    def copy(self, body: bytes, headers: Headers) -> Response:
+        response = self._kind.__new__(self._kind)
+        response.__dict__.update(self._fixed, headers=headers, response=[body])
+        for name in self._lists:
+            response.__dict__[name] = []
+        return response
 
 
 class NotShareable(Exception):
@@ -61,7 +82,6 @@ class Answer:
 
     :ivar position: the position of events that the view's data is known to include.
     :ivar at: the time it was begun to be worked out, as the system's clock has it.
-    :ivar typed: whether it has a ``Content-Type``.
     """
 
     status: int
@@ -69,11 +89,14 @@ class Answer:
     body: bytes
     position: str
     at: float
-    typed: bool = field(init=False, repr=False, compare=False)
+    _pairs: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
+    _models: dict[type[Response], _Model] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        typed = any(name.lower() == "content-type" for name, _ in self.headers)
-        object.__setattr__(self, "typed", typed)
+        pairs = (*self.headers, ("Content-Length", str(len(self.body))))
+        object.__setattr__(self, "_pairs", pairs)
 
     @classmethod
     def of(
@@ -125,18 +148,26 @@ class Answer:
         :param status: what ``Cache-Status`` says after our name.
         :param age: seconds since the answer was worked out, when it comes from a store.
         """
-        body = self.body
-        pairs = [*self.headers, ("Content-Length", str(len(body)))]
-        pairs.append(("Cache-Status", f"{CACHE}; {status}"))
+        pairs = [*self._pairs, ("Cache-Status", f"{CACHE}; {status}")]
         if age is not None:
-            pairs.append(("Age", str(max(0, int(age)))))
-        response = current_app.response_class([body], self.status, _Given(pairs))
-        if not self.typed:
-            # The class adds a Content-Type of its own where the view had none.
-            del response.headers["Content-Type"]
+            pairs.append(("Age", str(int(age) if age > 0 else 0)))
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        response = self._response(app.response_class, _Given(pairs))
         environ = request.environ
         if self.status == 200 and not environ.keys().isdisjoint(_CONDITIONS):
             response.make_conditional(environ)
+        return response
+
+    def _response(self, kind: type[Response], headers: Headers) -> Response:
+        model = self._models.get(kind)
+        if model is not None and model.plain:
+            return model.copy(self.body, headers)
+        typed = "Content-Type" in headers
+        response = kind([self.body], self.status, headers)
+        if not typed:
+            # The class adds a Content-Type of its own where the view had none.
+            del response.headers["Content-Type"]
+        self._models[kind] = _Model(response)
         return response
 
     def seal(self, secret: bytes, key: bytes) -> bytes:

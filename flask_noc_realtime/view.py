@@ -107,10 +107,9 @@ class CoalescedView:
         )
 
     def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
-        environ = asked.environ
-        headers = tuple([environ.get(name) for name in self._environ_names])
-        parts = [environ.get(name) for name in _WHERE]
-        return self._key(state.name, asked.endpoint, headers, scope, *parts)
+        get = asked.environ.get
+        headers = tuple(map(get, self._environ_names))
+        return self._key(state.name, asked.endpoint, headers, scope, *map(get, _WHERE))
 
     def _new_key(
         self, app: str, endpoint: str | None, headers: Any, scope: Any, *parts: str | None
@@ -161,7 +160,7 @@ class CoalescedView:
         self, asked: Request, answer: Answer, status: str, age: float | None = None
     ) -> Response:
         """Return the response of an answer."""
-        g._noc_realtime_position = answer.position
+        g._get_current_object()._noc_realtime_position = answer.position
         return answer.respond(asked, status, age)
 
     def execute(

@@ -58,7 +58,7 @@ def emit_paced(plan: Plan, publish: Publish) -> Emitted:
             text = f"ts={time.time_ns()} seq={sequence} "
             publish(text.ljust(plan.size, "x"), _permissions(plan, audience))
             done += 1
-        time.sleep(_STEP)
+        time.sleep(_STEP if done >= due else 0)
     return Emitted(done, time.monotonic() - begun)
 
 

@@ -932,3 +932,31 @@ def test_a_session_that_the_view_changes_reaches_its_owner_only(site: Site) -> N
     for _ in range(2):
         assert "Set-Cookie" in site.get(X_User="7").headers
     assert site.runs == 2
+
+
+@pytest.mark.parametrize("notes", [list, dict])
+def test_each_response_has_its_own_of_what_its_class_keeps(notes: type, site: Site) -> None:
+    """What one request does to its response is never seen on another's."""
+    left: list[Any] = []
+
+    class Noted(Response):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.notes = notes()
+
+    def note(response: Response) -> Response:
+        assert isinstance(response, Noted)
+        left.append(len(response.notes))
+        response.notes.append(1) if notes is list else response.notes.update(a=1)
+        response.headers["X-Mine"] = str(len(left))
+        response.call_on_close(lambda: left.append("closed"))
+        return response
+
+    site.app.response_class = Noted
+    site.app.after_request(note)
+    site.page(lambda: "page")
+    for number in (1, 3, 5, 7):
+        response = site.app.test_client().get("/page")
+        assert response.data == b"page" and response.headers["X-Mine"] == str(number)
+        response.close()
+    assert left == [0, "closed"] * 4
