@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 from .errors import ConfigError
@@ -41,6 +41,9 @@ class Recipe:
         self._data = self._data_part(data)
         self._permissions = self._audience_part(permissions)
         self._user_id = self._audience_part(user_id)
+        self._audience: Any = None
+        if not callable(permissions) and not callable(user_id):
+            self._audience = permissions, user_id
 
     @property
     def wants(self) -> frozenset[str] | None:
@@ -60,6 +63,8 @@ class Recipe:
 
     def fill(self, values: _Values) -> tuple[Any, Collection[str] | None, str | None]:
         """Return data, permissions and user id; whatever the app's functions raise is raised."""
+        if self._audience is not None:
+            return self._data(values), *self._audience
         return self._data(values), self._permissions(values), self._user_id(values)
 
     def _data_part(self, data: Data) -> _Part:
@@ -114,4 +119,10 @@ class Recipe:
 
 
 def _step(value: Any, name: str) -> Any:
-    return value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return value[name] if _has_keys(value.__class__) else getattr(value, name)
+
+
+@lru_cache(maxsize=256)
+def _has_keys(kind: type) -> bool:
+    """Tell mappings from others; to ask the abstract class takes three times as long."""
+    return issubclass(kind, Mapping)
