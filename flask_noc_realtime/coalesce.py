@@ -163,7 +163,8 @@ class Coalesced:
         if asked.method not in ("GET", "HEAD"):
             return self.function(*args, **kwargs)
         state = app.extensions.get(EXTENSION) or _state(self.name)
-        self._check(state)
+        if self._strict:
+            self._check(state)
         before = None
         if self._looks_up:
             before = self._before(state, self.own_of_view(asked.view_args))
@@ -191,7 +192,7 @@ class Coalesced:
 
     def own_of_view(self, view_args: dict[str, Any] | None) -> str:
         """Return the generation of what the URL's values in *view_args* lead to."""
-        return self.own[digest((view_args,))[0] % _CLASSES if view_args else 0]
+        return self.own[digest((view_args,))[0] % _CLASSES] if view_args else self.own[0]
 
     def own_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the generations that end what was worked out for these arguments.
@@ -442,7 +443,7 @@ class Coalesced:
 
     def _check(self, state: State) -> None:
         """Refuse, or warn of, what would leave results stale and never be noticed."""
-        if not self._strict or self._checked.get(state):
+        if self._checked.get(state):
             return
         served = has_request_context()
         if state.catalogue.strict and state not in self._checked:

@@ -32,16 +32,6 @@ if TYPE_CHECKING:
 _RESPONSE_OVERHEAD = 1024
 _KEYS = 512
 _FOREIGN = 5
-_WHERE = (
-    "QUERY_STRING",
-    "wsgi.url_scheme",
-    "HTTP_HOST",
-    "SERVER_NAME",
-    "SERVER_PORT",
-    "SCRIPT_NAME",
-    "PATH_INFO",
-)
-
 _logger = logging.getLogger("flask_noc_realtime")
 
 _APART = object()
@@ -108,14 +98,21 @@ class CoalescedView:
 
     def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
         get = asked.environ.get
-        headers = tuple(map(get, self._environ_names))
-        return self._key(state.name, asked.endpoint, headers, scope, *map(get, _WHERE))
+        headers = tuple(map(get, self._environ_names)) if self._environ_names else ()
+        host = get("HTTP_HOST") or (get("SERVER_NAME"), get("SERVER_PORT"))
+        where = host, get("wsgi.url_scheme"), get("SCRIPT_NAME"), get("PATH_INFO")
+        return self._key(state.name, asked.endpoint, headers, scope, where, get("QUERY_STRING"))
 
     def _new_key(
-        self, app: str, endpoint: str | None, headers: Any, scope: Any, *parts: str | None
+        self,
+        app: str,
+        endpoint: str | None,
+        headers: Any,
+        scope: Any,
+        where: Any,
+        query: str | None,
     ) -> bytes:
         """Return the key of the current request, which those alike in everything given share."""
-        query = parts[0]
         return digest(
             (
                 "view",
