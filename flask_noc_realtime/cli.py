@@ -7,6 +7,7 @@ import os
 import secrets
 import select
 import sys
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,18 @@ from .audience import TypeFilter
 from .blueprint import EXTENSION
 from .broker import Broker
 from .config import key_of
-from .errors import ConfigError, EventError, NocRealtimeError, ParameterError
+from .errors import BrokerUnavailable, ConfigError, EventError, NocRealtimeError, ParameterError
 from .event import notice
 from .eventlog import UNKNOWN
 from .process import create_broker
 from .tail import Page, Tail
 
 if TYPE_CHECKING:
+    from .doctor import Finding
     from .extension import State
 
 _PIPE_CHECK = 0.5
+_WIDTH = 96
 
 
 class Group(AppGroup):
@@ -201,6 +204,66 @@ def rollout_command(
     click.echo(f"deny: {', '.join(sorted(after.deny)) or '-'}")
 
 
+_URL = click.option("--url", required=True, help="The app, as it is reached: https://noc.example.")
+_TOKEN = click.option(
+    "--token",
+    envvar="NOC_REALTIME_TOKEN",
+    metavar="JWT",
+    help="Sent as a bearer token; NOC_REALTIME_TOKEN in the environment is seen by fewer.",
+)
+_HEADERS = click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="Sent with each request; may be given several times.",
+)
+
+
+@group.command("doctor")
+@click.option("--url", help="Look at the running app too, as it is reached: https://noc.example.")
+@_TOKEN
+@_HEADERS
+@click.option("--wait", default=0.0, metavar="SECONDS", help="Watch the stream for so long.")
+@click.option("--timeout", default=10.0, show_default=True, help="Seconds an answer may take.")
+@click.option("--streams", default=1000, show_default=True, help="Streams a worker is to hold.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+def doctor_command(
+    url: str | None,
+    token: str | None,
+    headers: tuple[str, ...],
+    wait: float,
+    timeout: float,
+    streams: int,
+    as_json: bool,
+) -> None:
+    """Find what is wrong with what the app runs in, and say what to do.
+
+    Run it on a machine of the app, where gunicorn is started, and with --url from where users are.
+    Ends with 1 when something fails.
+    """
+    from . import doctor, surroundings
+    from .target import Target
+    from .visit import visit
+
+    state = _state()
+    config = state.config
+    target = Target.parse(url, headers).carrying(token) if url is not None else None
+    here = surroundings.look_around(config, identifies=state.identifies, streams=streams)
+    found = {"here": doctor.judge_surroundings(here)}
+    if config.url != "memory://":
+        try:
+            found["redis"] = doctor.judge_redis(surroundings.ask_redis(config))
+        except BrokerUnavailable as error:
+            found["redis"] = [doctor.unreachable(error)]
+    if target is not None:
+        seen = visit(target, config.prefix, patience=timeout, wait=wait)
+        found[target.shown] = doctor.judge_visit(seen)
+    _show_findings(found, as_json)
+    if any(finding.level == doctor.FAIL for each in found.values() for finding in each):
+        raise SystemExit(1)
+
+
 def _state() -> State:
     state: State | None = current_app.extensions.get(EXTENSION)
     if state is None:
@@ -239,6 +302,20 @@ def _show_workers(newest: str | None, workers: list[dict[str, Any]]) -> None:
         click.echo(" ".join(line))
     streams = sum(worker["detached"] + worker["portable"] for worker in workers)
     click.echo(f"{len(workers)} workers, {streams:,} streams, newest position {newest or 'none'}.")
+
+
+def _show_findings(found: dict[str, list[Finding]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({of: [each._asdict() for each in found[of]] for of in found}))
+        return
+    for of, findings in found.items():
+        click.echo(of)
+        for level, what, what_to_do in findings:
+            click.echo(click.wrap_text(what, _WIDTH, f"  {level:4}  ", " " * 8))
+            if what_to_do:
+                click.echo(click.wrap_text(what_to_do, _WIDTH, " " * 8 + "-> ", " " * 11))
+    levels = Counter(finding.level for findings in found.values() for finding in findings)
+    click.echo(", ".join(f"{levels[level]} {level}" for level in ("ok", "warn", "fail")) + ".")
 
 
 def _with_lag(worker: dict[str, Any], newest: str | None) -> dict[str, Any]:

@@ -63,6 +63,12 @@ class State:
         identity = self.loaded_identity(request)
         return ANONYMOUS if identity is None and self.config.allow_anonymous else identity
 
+    @property
+    def identifies(self) -> bool:
+        """Whether anything can tell who a request comes from; call it within the app."""
+        loader = self._extension._identity_loader
+        return loader is not None or "flask-jwt-extended" in current_app.extensions
+
     def loaded_identity(self, request: Request) -> Identity | None:
         """Return whom the app's loader, or else Flask-JWT-Extended, says *request* comes from."""
         loader = self._extension._identity_loader

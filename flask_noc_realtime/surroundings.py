@@ -1,0 +1,191 @@
+"""What an app runs in: the machine, how gunicorn is told to serve it, and its Redis."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+import os
+import resource
+import secrets
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .errors import ConfigError
+
+COMPUTED = "computed"
+"""A setting that only gunicorn works out, when it starts."""
+
+_OPTIONS = {
+    "worker_class": ("-k", "--worker-class"),
+    "workers": ("-w", "--workers"),
+    "threads": ("--threads",),
+    "certfile": ("--certfile",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What can be seen from a terminal on the machine of an app.
+
+    :ivar identifies: whether the app can tell who asks.
+    :ivar versions: those of gunicorn and gevent; empty where one is not installed.
+    :ivar settings: what gunicorn is told by its environment and by ``gunicorn.conf.py``.
+    :ivar open_files: as many as a process may have.
+    :ivar streams: as many as a worker is to hold.
+    """
+
+    config: Config
+    identifies: bool
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    open_files: float
+    streams: int
+
+
+def look_around(config: Config, *, identifies: bool, streams: int) -> Surroundings:
+    """Return what is seen from this directory, with the limits of this shell."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Surroundings(
+        config=config,
+        identifies=identifies,
+        versions={name: _version(name) for name in ("gunicorn", "gevent")},
+        settings=gunicorn_settings(os.environ, Path()),
+        open_files=math.inf if limit == resource.RLIM_INFINITY else limit,
+        streams=streams,
+    )
+
+
+def gunicorn_settings(environ: Mapping[str, str], directory: Path) -> dict[str, Any]:
+    """Return what gunicorn is told when it is started in *directory*; no code of it is run.
+
+    What its command line says, which counts for more, cannot be seen.
+
+    :raises ConfigError: when one of them cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", default="gunicorn.conf.py")
+    for name, flags in _OPTIONS.items():
+        parser.add_argument(*flags, dest=name)
+    try:
+        told, _ = parser.parse_known_args(shlex.split(environ.get("GUNICORN_CMD_ARGS", "")))
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ConfigError(f"GUNICORN_CMD_ARGS cannot be read: {error}.") from error
+    settings: dict[str, Any] = {}
+    if environ.get("WEB_CONCURRENCY"):
+        settings["workers"] = environ["WEB_CONCURRENCY"]
+    file = directory / told.config.removeprefix("file:")
+    if file.is_file():
+        try:
+            settings |= _assigned(file.read_text())
+        except (SyntaxError, ValueError, OSError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}.") from error
+    options = {name: getattr(told, name) for name in _OPTIONS}
+    return settings | {name: value for name, value in options.items() if value is not None}
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    assignments = [each for each in ast.parse(source).body if isinstance(each, ast.Assign)]
+    for assignment in assignments:
+        for target in assignment.targets:
+            if isinstance(target, ast.Name) and target.id in _OPTIONS:
+                try:
+                    found[target.id] = ast.literal_eval(assignment.value)
+                except ValueError:
+                    found[target.id] = COMPUTED
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisFacts:
+    """What a Redis says of itself.
+
+    :ivar seconds: until it answered.
+    :ivar used: bytes of memory.
+    :ivar maximum: bytes of memory it may use; 0 is any number.
+    :ivar policy: what it evicts then.
+    :ivar appends: whether it writes down each change.
+    :ivar refused: why it does not take a write; empty when it does.
+    :ivar save: when it takes snapshots; None where it does not say.
+    :ivar buffer: bytes a subscriber may be behind, 0 for any number; None where it does not say.
+    :ivar event_bytes: those of the largest event the app may give it.
+    """
+
+    version: str
+    seconds: float
+    used: int
+    maximum: int
+    policy: str
+    appends: bool
+    refused: str
+    save: str | None
+    buffer: int | None
+    event_bytes: int
+
+
+def ask_redis(config: Config) -> RedisFacts:
+    """Ask the Redis of an app. The key that is written to see whether it can be lasts a second.
+
+    :raises BrokerUnavailable: when it does not answer.
+    """
+    import redis
+
+    from .broker.address import Address
+    from .broker.command import AWAY, ONCE
+    from .broker.redis import RedisBroker, RedisOptions
+
+    RedisBroker(config.url, RedisOptions(config.namespace)).ping()
+    key = f"{{{config.namespace}}}:doctor"
+    client = Address(config.url, 1.0, key).connect(ONCE)
+    begun = time.monotonic()
+    info = client.info()
+    seconds = time.monotonic() - begun
+
+    def setting(name: str) -> str | None:
+        try:
+            value = client.config_get(name).get(name)
+        except redis.ResponseError:  # Services that are managed keep it to themselves.
+            return None
+        return None if value is None else str(value)
+
+    try:
+        client.set(key, secrets.token_hex(4), px=1000)
+        refused = ""
+    except AWAY as error:
+        refused = str(error)
+    buffers = setting("client-output-buffer-limit")
+    facts = RedisFacts(
+        version=str(info["redis_version"]),
+        seconds=seconds,
+        used=int(info.get("used_memory", 0)),
+        maximum=int(info.get("maxmemory", 0)),
+        policy=str(info.get("maxmemory_policy", "noeviction")),
+        appends=bool(info.get("aof_enabled")),
+        refused=refused,
+        save=setting("save"),
+        buffer=None if buffers is None else pubsub_buffer(buffers),
+        event_bytes=config.max_event_bytes,
+    )
+    client.close()
+    return facts
+
+
+def pubsub_buffer(limits: str) -> int | None:
+    """Return the hard limit of subscribers in ``client-output-buffer-limit``."""
+    words = limits.split()
+    classes = {words[at]: words[at + 1] for at in range(0, len(words) - 3, 4)}
+    return int(classes["pubsub"]) if "pubsub" in classes else None
