@@ -1,9 +1,10 @@
-"""The code blocks of the documentation, which tests run as they stand there."""
+"""The code blocks and recipes of the documentation, which tests run as they stand there."""
 
 from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -24,3 +25,15 @@ def blocks(page: str, language: str, section: str = "") -> list[str]:
         assert title, f"{page}.rst has no section {section!r}"
         text = re.split(r"^.+\n[-~]{3,}\n", text.partition("\n")[2], maxsplit=1, flags=re.M)[0]
     return [textwrap.dedent(found[3]) for found in _BLOCK.findall(text) if found[1] == language]
+
+
+def recipe(name: str, places: Mapping[str, object]) -> str:
+    """Return a file of ``docs/recipes`` for this machine.
+
+    :param places: addresses and paths of the file, and what stands for them here.
+    """
+    text = (DOCS / "recipes" / name).read_text()
+    for theirs, ours in places.items():
+        assert theirs in text, f"{name} has no {theirs!r}"
+        text = text.replace(theirs, str(ours))
+    return text

@@ -64,7 +64,7 @@ class GunicornServer:
         self.address: tuple[str, int] | str = unix or ("127.0.0.1", self.port)
         self._worker_class = worker_class
         self._args = list(args)
-        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         self._config = config
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,7 +92,7 @@ class GunicornServer:
             self._process = subprocess.Popen(
                 self._command(),
                 cwd=ROOT,
-                env=self._env,
+                env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

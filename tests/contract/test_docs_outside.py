@@ -15,7 +15,7 @@ from tests.conftest import RedisFactory
 from tests.documentation import blocks
 from tests.processes import free_port
 
-START, ENVIRON, TYPE, WAIT, TASK, DICT_CONFIG, HANDLER = blocks("outside", "python")
+START, ENVIRON, TYPE, WAIT, DICT_CONFIG, HANDLER = blocks("outside", "python")
 
 
 class Page:
@@ -23,7 +23,7 @@ class Page:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.names: dict[str, Any] = {"task": lambda function: function}
+        self.names: dict[str, Any] = {}
 
     def run(self, block: str) -> None:
         """Run a block with the Redis of the test."""
@@ -93,14 +93,6 @@ def test_a_script_knows_whether_its_event_is_published(
     away.run(START.splitlines()[0])
     with pytest.raises(SystemExit, match="Redis is away"):
         away.run(WAIT.replace("timeout=30", "timeout=0.01"))
-
-
-def test_the_task_emits(page: Page, events: Events) -> None:
-    """From its body."""
-    page.run(START.splitlines()[0])
-    page.run(TASK)
-    page.names["restart"]("web-1")
-    assert events[0].data == {"server": "web-1"}
 
 
 def test_the_logging_example_sends_what_the_page_shows(page: Page, events: Events) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 import redis
@@ -25,62 +22,28 @@ from tests.contract.conftest import BrokerFactory
 from tests.contract.sinks import RecordingSink, key, record
 from tests.processes import free_port, wait_until
 from tests.redis_server import RedisServer
+from tests.redis_topologies import AT_ONCE, Cluster, Sentinel, follows
 
 pytestmark = pytest.mark.slow
 
-AT_ONCE = ["--repl-diskless-sync-delay", "0"]
-"""A replica need not wait five seconds for others that come."""
-TLS = """\
-port 0
-tls-port {port}
-tls-auth-clients no
-tls-replication yes
-tls-cert-file {it.certificate}
-tls-key-file {it.key}
-tls-ca-cert-file {it.authority}
-"""
-SENTINEL = """\
-dir {directory}
-sentinel monitor noc 127.0.0.1 {master} 1
-sentinel down-after-milliseconds noc 500
-sentinel failover-timeout noc 3000
-"""
 
-
-class Sentinel(Protocol):
-    """Starts a sentinel that watches a master; returns its port, and the client that asks it."""
-
-    def __call__(self, master: RedisServer) -> tuple[int, Any]: ...
+Watch = Callable[[RedisServer], Sentinel]
 
 
 @pytest.fixture
-def watch(tmp_path: Path, certificate: Certificate) -> Iterator[Sentinel]:
+def watch(tmp_path: Path, certificate: Certificate) -> Iterator[Watch]:
     """Return what starts sentinels, with TLS where their master has it."""
-    started: list[tuple[subprocess.Popen[bytes], Any]] = []
+    require("redis-server")
+    started: list[Sentinel] = []
 
-    def start(master: RedisServer) -> tuple[int, Any]:
-        port = free_port()
-        directory = tmp_path / f"sentinel-{len(started)}"
-        directory.mkdir()
-        config = directory / "sentinel.conf"
-        tls = master.url.startswith("rediss")
-        own = TLS.format(port=port, it=certificate) if tls else f"port {port}\n"
-        config.write_text(own + SENTINEL.format(directory=directory, master=master.port))
-        with (directory / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [require("redis-server"), str(config), "--sentinel"], stdout=log, stderr=log
-            )
-        options = {"ssl": True, "ssl_ca_certs": str(certificate.authority)} if tls else {}
-        client = redis.Redis(port=port, decode_responses=True, **options)
-        started.append((process, client))
-        wait_until(lambda: _answers(client), 20, "the sentinel answers")
-        return port, client
+    def start(master: RedisServer) -> Sentinel:
+        tls = certificate if master.url.startswith("rediss") else None
+        started.append(Sentinel(tmp_path / f"sentinel-{len(started)}", master, tls))
+        return started[-1]
 
     yield start
-    for process, client in started:
-        client.close()
-        process.terminate()
-        process.wait(20)
+    for sentinel in started:
+        sentinel.close()
 
 
 def publish(broker: RedisBroker, number: int) -> None:
@@ -100,13 +63,6 @@ def publish(broker: RedisBroker, number: int) -> None:
     wait_until(published, 30, f"event {number} is published")
 
 
-def _answers(client: Any) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
-
-
 def replicate(master: RedisServer) -> None:
     """Wait until the replica has everything: WAIT is about what its own connection wrote."""
     client = master.client(single_connection_client=True)
@@ -114,34 +70,23 @@ def replicate(master: RedisServer) -> None:
     assert client.wait(1, 10_000) == 1
 
 
-def _follows(replica: RedisServer) -> bool:
-    return replica.client().info("replication").get("master_link_status") == "up"
-
-
-def _replicas(client: Any) -> int:
-    state: Any = client.execute_command("SENTINEL", "MASTER", "noc")
-    # redis-py 6.0 leaves it a list.
-    state = state if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
-    return int(state["num-slaves"])
-
-
 @pytest.fixture
-def sentinel(redis_server: RedisFactory, watch: Sentinel) -> tuple[int, RedisServer]:
-    """Return the port of a sentinel, and the master it watches beside a replica."""
+def sentinel(redis_server: RedisFactory, watch: Watch) -> tuple[Sentinel, RedisServer]:
+    """Return a sentinel, and the master it watches beside a replica."""
     master = redis_server(args=AT_ONCE)
     replica = redis_server(args=["--replicaof", "127.0.0.1", str(master.port)])
-    wait_until(lambda: _follows(replica), 20, "the replica follows")
-    port, client = watch(master)
-    wait_until(lambda: _replicas(client), 30, "the sentinel knows the replica")
-    return port, master
+    wait_until(lambda: follows(replica), 20, "the replica follows")
+    sentinel = watch(master)
+    wait_until(sentinel.replicas, 30, "the sentinel knows the replica")
+    return sentinel, master
 
 
 def test_a_failover_of_sentinel_is_followed(
-    sentinel: tuple[int, RedisServer], connect: BrokerFactory
+    sentinel: tuple[Sentinel, RedisServer], connect: BrokerFactory
 ) -> None:
     """Publishing and the subscription move to the new master, and go on in order."""
-    port, master = sentinel
-    url = f"redis+sentinel://127.0.0.1:{port}/noc/0"
+    watching, master = sentinel
+    url = watching.url
     sink = RecordingSink()
     connect(url).start(sink)
     publisher = connect(url)
@@ -158,72 +103,12 @@ def test_a_failover_of_sentinel_is_followed(
 
 
 def test_sentinels_are_asked_with_tls_where_redis_is(
-    redis_server: RedisFactory, watch: Sentinel, certificate: Certificate, connect: BrokerFactory
+    redis_server: RedisFactory, watch: Watch, certificate: Certificate, connect: BrokerFactory
 ) -> None:
     """With the CA that the URL names, for both."""
-    port, _ = watch(redis_server(tls=certificate))
+    port = watch(redis_server(tls=certificate)).port
     broker = connect(f"rediss+sentinel://127.0.0.1:{port}/noc?ssl_ca_certs={certificate.authority}")
     assert broker.publish(record(0), key())
-
-
-class Cluster:
-    """Nodes of a Redis Cluster; their bus is 10,000 ports higher."""
-
-    def __init__(self, start: RedisFactory) -> None:
-        self._start = start
-        self.nodes: list[RedisServer] = []
-
-    def add(self, **options: Any) -> RedisServer:
-        """Start one more node, which knows no other yet."""
-        options.setdefault("args", [])
-        options["args"] += ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *AT_ONCE]
-        port = next(port for port in iter(free_port, None) if port < 55_000)
-        node = self._start(port=port, appendonly=True, **options)
-        self.nodes.append(node)
-        return node
-
-    def share_slots(self) -> None:
-        """Give each node as many slots."""
-        for index, node in enumerate(self.nodes):
-            bounds = [16384 * each // len(self.nodes) for each in (index, index + 1)]
-            node.client().execute_command("CLUSTER ADDSLOTS", *range(*bounds))
-            node.client().execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
-
-    def meet(self) -> None:
-        """Introduce the nodes to each other."""
-        for node in self.nodes:
-            node.client().execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
-        wait_until(lambda: all(map(self._knows_all, self.nodes)), 30, "the cluster is formed")
-
-    def add_replica(self, master: RedisServer) -> RedisServer:
-        """Start a node that has what *master* has."""
-        node = self.add()
-        self.meet()
-        name = master.client().execute_command("CLUSTER MYID").decode()
-        node.client().execute_command("CLUSTER REPLICATE", name)
-        wait_until(lambda: _follows(node), 20, "it follows")
-        return node
-
-    def owners(self) -> list[RedisServer]:
-        """Return the nodes that take themselves for the one that has the log; others say whose."""
-        found = []
-        for node in self.nodes:
-            with suppress(redis.ResponseError, redis.ConnectionError):
-                node.client().exists("{noc}:log")
-                found.append(node)
-        return found
-
-    def take_over(self, replica: RedisServer) -> None:
-        """Make *replica* the owner, without a vote, whether its master is gone or not."""
-        replica.client().execute_command("CLUSTER FAILOVER", "TAKEOVER")
-        # Until it hears of that, the old one takes events that nobody will ever see.
-        wait_until(lambda: self.owners() == [replica], 20, "the slots are taken over")
-
-    def _knows_all(self, node: RedisServer) -> bool:
-        info: Any = node.client().execute_command("CLUSTER INFO")
-        if isinstance(info, bytes):
-            info = dict(line.split(":") for line in info.decode().split())
-        return (info["cluster_state"], int(info["cluster_known_nodes"])) == ("ok", len(self.nodes))
 
 
 @pytest.fixture
@@ -285,7 +170,7 @@ def test_a_cluster_is_followed_from_node_to_node(cluster: Cluster, connect: Brok
         publish(publisher, number)
     sink.wait_for_number(39)
     old.start()
-    wait_until(lambda: _follows(old), 20, "it follows the one that took over")
+    wait_until(lambda: follows(old), 20, "it follows the one that took over")
     replicate(new)
     cluster.take_over(old)
     for number in range(40, 60):

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tests.documentation import blocks
+from tests.documentation import recipe
 from tests.load.access import measure, tickets, tokens, views
 from tests.load.bench import Bench, Options, Step, bench, measure_floor, measure_peer, say
 from tests.load.clients import Connected, Drained, Prober
@@ -127,9 +127,10 @@ def connect(options: Options, directory: Path, report: Report) -> None:
 def access(options: Options, directory: Path, report: Report) -> None:
     """Open streams that need a token or a ticket, with the limits on.
 
-    Once as gunicorn comes, and once with what the documentation advises.
+    Once as gunicorn comes, and once with what the recipe says of garbage.
     """
-    (advised,) = blocks("deployment", "python", "Many new streams")
+    lines = recipe("gunicorn.conf.py", {}).splitlines()
+    advised = "\n".join(["import gc", *(line for line in lines if line.startswith("gc."))])
     for how, config in (("", ""), (", as advised", advised)):
         rates = {}
         for paths in (views, tokens, tickets):

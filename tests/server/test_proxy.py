@@ -29,8 +29,7 @@ pid {directory}/nginx.pid;
 error_log {directory}/error.log info;
 events {{ worker_connections 256; }}
 http {{
-  {logging}
-  access_log {directory}/access.log {format};
+  access_log off;
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi;
@@ -53,14 +52,9 @@ http {{
 
 
 class Nginx:
-    """A running nginx in front of *server*.
+    """A running nginx in front of *server*."""
 
-    :param logging: directives that define the log format `no_secrets`.
-    """
-
-    def __init__(
-        self, server: GunicornServer, directory: Path, extra: str = "", logging: str = ""
-    ) -> None:
+    def __init__(self, server: GunicornServer, directory: Path, extra: str = "") -> None:
         executable = require("nginx")
         directory.mkdir()
         self.address = ("127.0.0.1", free_port())
@@ -68,12 +62,7 @@ class Nginx:
         config = directory / "nginx.conf"
         config.write_text(
             CONFIG.format(
-                directory=directory,
-                port=self.address[1],
-                upstream=server.port,
-                extra=extra,
-                logging=logging,
-                format="no_secrets" if logging else "combined",
+                directory=directory, port=self.address[1], upstream=server.port, extra=extra
             )
         )
         self._process = subprocess.Popen(
