@@ -38,19 +38,24 @@ def position() -> str:
 
 
 @pass_context
-def script(context: Context, *, types: str | Iterable[str] = (), nonce: str = "") -> Markup:
+def script(
+    context: Context,
+    *,
+    types: str | Iterable[str] = (),
+    nonce: str = "",
+    classic: bool = False,
+) -> Markup:
     """Return the tag of the script that keeps a page live.
 
     It holds no code, so that it needs no ``'unsafe-inline'`` in a Content-Security-Policy.
 
     :param types: event types and patterns such as ``"incident.*"``; all unless given.
     :param nonce: of the policy; ``csp_nonce`` of the template or of `flask.g` unless given.
+    :param classic: for pages without modules; it also sets ``NocRealtime``.
     """
     attributes = {
-        "type": "module",
-        "src": _address("client-page.js"),
+        **(_classic() if classic else _module()),
         "nonce": nonce or _nonce(context),
-        "data-noc-realtime": _address("client.js"),
         "data-url": url_for(f"{EXTENSION}.stream").removesuffix("/stream"),
         "data-since": position(),
         "data-types": types if isinstance(types, str) else ",".join(types),
@@ -62,6 +67,18 @@ def script(context: Context, *, types: str | Iterable[str] = (), nonce: str = ""
 def imports() -> dict[str, str]:
     """Return the ``imports`` of an import map: the modules' names, and where they are."""
     return {module: _address(name) for module, name in _MODULES.items()}
+
+
+def _module() -> dict[str, str]:
+    return {
+        "type": "module",
+        "src": _address("client-page.js"),
+        "data-noc-realtime": _address("client.js"),
+    }
+
+
+def _classic() -> dict[str, str]:
+    return {"src": _address("client.classic.js")}
 
 
 def _address(name: str) -> str:
