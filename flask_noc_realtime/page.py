@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
+from typing import Any
 
 from flask import Flask, Response, current_app, g, request, url_for
 from jinja2 import pass_context
@@ -55,7 +56,7 @@ def script(
     """
     attributes = {
         **(_classic() if classic else _module()),
-        "nonce": nonce or _nonce(context),
+        "nonce": nonce or nonce_in(context),
         "data-url": url_for(f"{EXTENSION}.stream").removesuffix("/stream"),
         "data-since": position(),
         "data-types": types if isinstance(types, str) else ",".join(types),
@@ -85,9 +86,9 @@ def _address(name: str) -> str:
     return url_for(f"{EXTENSION}.asset", name=name, v=load(name).tag)
 
 
-def _nonce(context: Context) -> str:
-    """Return what Flask-Talisman and its like offer templates, or what the app put there."""
-    nonce = context.get("csp_nonce") or g.get("csp_nonce", "")
+def nonce_in(names: Context | MutableMapping[str, Any]) -> str:
+    """Return what Flask-Talisman and its like offer templates, or what the app put in `flask.g`."""
+    nonce = names.get("csp_nonce") or g.get("csp_nonce", "")
     return str(nonce() if callable(nonce) else nonce)
 
 
