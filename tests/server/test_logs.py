@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import GunicornFactory
+from tests.conftest import GunicornFactory, require
 from tests.documentation import blocks
+from tests.nginx import Nginx
 from tests.processes import wait_until
 from tests.server.client import Site
-from tests.server.test_proxy import Nginx
 from tests.sse_client import SSEClient
 
 SECTION = "Tokens and tickets in logs"
@@ -19,6 +19,7 @@ TOKEN = "a-token-nobody-may-read"
 
 def test_neither_a_token_nor_a_ticket_is_logged(tmp_path: Path, gunicorn: GunicornFactory) -> None:
     """With the settings of the page, which still show every request."""
+    require("nginx")
     (config,) = blocks("deployment", "python", SECTION)
     (logging,) = blocks("deployment", "nginx", SECTION)
     server = gunicorn("tests.server.apps:create()", config=config, args=["--access-logfile", "-"])
