@@ -1,7 +1,8 @@
 # make test [STRICT=1] [ARGS=...]      run every test, or those of ARGS; STRICT=1 fails
 #                                      where a tool is missing instead of skipping
 # make demo [REDIS_URL=...] [PORT=...] serve the demo; with Redis, from four workers
-# make load [ARGS="coalesce --short"]  measure: streams [SCENARIO], coalesce, dashboard, emitting
+# make load [ARGS="coalesce --short"]  measure: streams [SCENARIO], coalesce, dashboard, emitting,
+#                                      screen
 # make client [STATIC=...]             build the browser's scripts from static/src, to be committed
 # make lint | docs | build | installed | clean
 

@@ -151,8 +151,7 @@ def connect() -> Response:
     state = _state()
     process = state.process()
     position = process.position()
-    identity = _known(state)
-    _remaining(identity)
+    identity = admit(state)
     ticket = secrets.token_urlsafe(_TICKET_BYTES)
     lifetime = state.config.ticket_ttl
     process.broker.put(ticket_key(ticket), encode_ticket(identity, position), lifetime)
@@ -205,8 +204,7 @@ def settings() -> Response:
     state = _state()
     hub = state.process().hub
     hub.start()
-    identity = _known(state)
-    _remaining(identity)
+    identity = admit(state)
     config = state.config
     response = jsonify(
         stream=hub.rollout.includes(identity.user_id),
@@ -295,6 +293,16 @@ def _only(method: str, view: View, max_body: int) -> View:
 def _state() -> State:
     state: State = current_app.extensions[EXTENSION]
     return state
+
+
+def admit(state: State) -> Identity:
+    """Return who asks.
+
+    :raises IdentityError: when it is nobody, or no longer anybody.
+    """
+    identity = _known(state)
+    _remaining(identity)
+    return identity
 
 
 def _known(state: State) -> Identity:

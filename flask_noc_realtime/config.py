@@ -77,6 +77,8 @@ class Config:
         it has one that fits; ``own`` never does.
     :ivar metrics: ``auto`` counts where `NocRealtime.metrics` said, or else in the registry of
         prometheus-flask-exporter, where the app uses it; ``off`` counts nothing.
+    :ivar debug_page: serve ``debug`` under the prefix, a page that shows whoever has an identity
+        what their stream does.
     :ivar strict_types: refuse event types nobody registered.
     :ivar ingest_alertmanager_token: the token or password Alertmanager sends; without one
         ``ingest/alertmanager`` is no address.
@@ -119,6 +121,7 @@ class Config:
     coalesce_ttl: float = 5.0
     coalesce_store: str = "auto"
     metrics: str = "auto"
+    debug_page: bool = False
     strict_types: bool = True
     ingest_alertmanager_token: Secret = _NO_SECRET
     ingest_secret: Secret = _NO_SECRET

@@ -232,6 +232,10 @@ class NocRealtime:
             from .webhook import add_ingest
 
             add_ingest(blueprint, state)
+        if state.config.debug_page:
+            from .debug import add_debug
+
+            add_debug(blueprint)
         app.register_blueprint(blueprint)
         app.before_request(_serve_outboxes)
         page.register(app)

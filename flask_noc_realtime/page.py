@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
+from typing import Any
 
 from flask import Flask, Response, current_app, g, request, url_for
 from jinja2 import pass_context
@@ -38,19 +39,24 @@ def position() -> str:
 
 
 @pass_context
-def script(context: Context, *, types: str | Iterable[str] = (), nonce: str = "") -> Markup:
+def script(
+    context: Context,
+    *,
+    types: str | Iterable[str] = (),
+    nonce: str = "",
+    classic: bool = False,
+) -> Markup:
     """Return the tag of the script that keeps a page live.
 
     It holds no code, so that it needs no ``'unsafe-inline'`` in a Content-Security-Policy.
 
     :param types: event types and patterns such as ``"incident.*"``; all unless given.
     :param nonce: of the policy; ``csp_nonce`` of the template or of `flask.g` unless given.
+    :param classic: for pages without modules; it also sets ``NocRealtime``.
     """
     attributes = {
-        "type": "module",
-        "src": _address("client-page.js"),
-        "nonce": nonce or _nonce(context),
-        "data-noc-realtime": _address("client.js"),
+        **(_classic() if classic else _module()),
+        "nonce": nonce or nonce_in(context),
         "data-url": url_for(f"{EXTENSION}.stream").removesuffix("/stream"),
         "data-since": position(),
         "data-types": types if isinstance(types, str) else ",".join(types),
@@ -64,13 +70,25 @@ def imports() -> dict[str, str]:
     return {module: _address(name) for module, name in _MODULES.items()}
 
 
+def _module() -> dict[str, str]:
+    return {
+        "type": "module",
+        "src": _address("client-page.js"),
+        "data-noc-realtime": _address("client.js"),
+    }
+
+
+def _classic() -> dict[str, str]:
+    return {"src": _address("client.classic.js")}
+
+
 def _address(name: str) -> str:
     return url_for(f"{EXTENSION}.asset", name=name, v=load(name).tag)
 
 
-def _nonce(context: Context) -> str:
-    """Return what Flask-Talisman and its like offer templates, or what the app put there."""
-    nonce = context.get("csp_nonce") or g.get("csp_nonce", "")
+def nonce_in(names: Context | MutableMapping[str, Any]) -> str:
+    """Return what Flask-Talisman and its like offer templates, or what the app put in `flask.g`."""
+    nonce = names.get("csp_nonce") or g.get("csp_nonce", "")
     return str(nonce() if callable(nonce) else nonce)
 
 

@@ -140,7 +140,7 @@ def test_the_wheel_holds_the_package_alone_and_the_sdist_everything(tmp_path: Pa
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         held = set(wheel.namelist())
     sources = {str(path.relative_to(ROOT)) for path in modules()}
-    statics = {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE / "static").glob("*.*")}
+    statics = {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE / "static").rglob("*.*")}
     assert sources | statics | {f"{PACKAGE}/py.typed"} <= held
     assert {name.partition("/")[0].partition("-")[0] for name in held} == {PACKAGE}
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:

@@ -137,9 +137,9 @@ class MountedStream {
   constructor(since) {
     const state = { name: "connecting", attempt: 0, reason: null, since: Date.now() };
     const heard = { delivered: 0, gaps: 0, heardAt: null, lastEventAt: null, lastEventAge: null };
-    const shared = { tabs: 1, streams: 0, way: "own" };
+    const shared = { tabs: 1, streams: 0, way: "own", leads: false };
     const first = { ...state, position: since ?? null, ...heard, ...shared };
-    this.#stream = { on: () => () => {}, snapshot: () => first, close() {} };
+    this.#stream = { on: () => () => {}, snapshot: () => first, reconnect() {}, close() {} };
   }
 
   open(options) {
@@ -171,6 +171,10 @@ class MountedStream {
 
   snapshot() {
     return this.#stream.snapshot();
+  }
+
+  reconnect() {
+    this.#stream.reconnect();
   }
 
   #attach(handler) {

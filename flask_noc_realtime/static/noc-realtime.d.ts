@@ -44,6 +44,8 @@ export interface Snapshot extends State {
   streams: number;
   /** How the stream is shared: in a shared worker, by a tab that holds a lock, or not. */
   way: "worker" | "locks" | "own";
+  /** Whether this tab holds the stream. */
+  leads: boolean;
 }
 
 export interface Gap {
@@ -89,6 +91,8 @@ export interface Options {
   onState?: (state: State) => void;
   /** Events are missing: fetch the data again. */
   onGap?: (gap: Gap) => void;
+  /** What the server sent, as it came: parts of a stream, answers of polls. For debugging. */
+  onWire?: (text: string) => void;
 }
 
 export interface Stream {
@@ -97,6 +101,8 @@ export interface Stream {
   /** Call a listener at the first position, and whenever the state, the gaps or the tabs have changed. */
   subscribe(listener: () => void): () => void;
   snapshot(): Snapshot;
+  /** End the connection, as a network might, and connect anew; of all tabs that share it. */
+  reconnect(): void;
   close(): void;
 }
 

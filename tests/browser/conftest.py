@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import npm
-from tests.browser.network import ENV, NAME, TIMEOUT, Network
+from tests.browser.chromium import launch, new_page
+from tests.browser.network import ENV, TIMEOUT, Network
 from tests.browser.react import ReactPage, vendor
 from tests.conftest import missing, require
 from tests.faults import FaultProxy
@@ -18,29 +19,14 @@ from tests.gunicorn_server import GunicornServer
 from tests.processes import wait_until
 from tests.server.client import Site
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    f"--host-resolver-rules=MAP {NAME} 127.0.0.1",
-)
-
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Return Debian's Chromium."""
     chromium = require("chromium")
     require("playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with launch(chromium) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -55,19 +41,6 @@ def others(browser: Any) -> Iterator[Callable[[], Any]]:
     """Return a function that opens such pages in browsers of other people."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(new_page(browser))
-
-
-@contextmanager
-def new_page(browser: Any) -> Iterator[Any]:
-    """Provide such a page for as long as it is wanted."""
-    context = browser.new_context()
-    page: Any = context.new_page()
-    page.problems = []
-    page.on("console", lambda message: page.problems.append(message.text))
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    yield page
-    page.unroute_all(behavior="ignoreErrors")
-    context.close()
 
 
 @pytest.fixture(scope="session")

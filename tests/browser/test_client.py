@@ -259,6 +259,7 @@ def test_the_snapshot_has_what_a_footer_shows(network: Network) -> None:
         "tabs": 1,
         "streams": 1,
         "way": "own",
+        "leads": True,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import new_page
+from tests.browser.chromium import new_page
 from tests.browser.desk import enter, wait_for_state
 from tests.conftest import RedisFactory, require
 from tests.demo import Demo

@@ -23,23 +23,34 @@ def wait(page: Any, expression: str) -> None:
     wait_until(lambda: page.evaluate(expression), TIMEOUT, expression)
 
 
-def test_a_tag_keeps_a_page_live_from_its_position_on(page: Any, pages: GunicornServer) -> None:
+@pytest.mark.parametrize(
+    ("path", "script"),
+    [("/script", "client-page.js"), ("/script?classic", "client.classic.js")],
+    ids=["a module", "a classic script"],
+)
+def test_a_tag_keeps_a_page_live_from_its_position_on(
+    page: Any, pages: GunicornServer, path: str, script: str
+) -> None:
     """Its events, states and gaps are DOM events; a policy of nonces alone lets it work."""
     site = Site(pages.address)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
 
     def happen_meanwhile(route: Any) -> None:
         site.emit("log.added", {"n": 1})
         site.emit("server.status.changed", {"n": 2})
         route.continue_()
 
-    page.route("**/client-page.js*", happen_meanwhile)
-    page.goto(pages.url + "/script")
+    page.route(f"**/{script}*", happen_meanwhile, times=1)
+    page.goto(pages.url + path)
     wait(page, "told.some(([name, { name: state }]) => name === 'state' && state === 'live')")
     site.emit("log.added", {"n": 3})
     wait(page, "told.filter(([name]) => name === 'log.added').length === 2")
     logs = "told.filter(([name]) => name.includes('.')).map(([, { type, data }]) => [type, data.n])"
     assert page.evaluate(logs) == [["log.added", 1], ["log.added", 3]]
     assert page.evaluate("nocRealtime.snapshot().delivered") == 2
+    assert page.evaluate("nocRealtime.snapshot().way") == "worker"
+    assert any("/client.js" in url for url in asked) == (script == "client-page.js")
     assert page.problems == []
 
 

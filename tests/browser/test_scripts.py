@@ -35,13 +35,15 @@ const stream: Stream = connect({
   dom: document.body,
   onState: ({ name, reason }) => console.log(name satisfies string, reason satisfies string | null),
   onGap: ({ reason, position }) => console.log(reason, position),
+  onWire: (text) => console.log(text.length),
 });
 const off = stream.on<{ id: number }>("incident.created", ({ id }, event) => {
   const same: NocEvent<{ id: number }> = event;
   console.log(id.toFixed(), same.timestamp);
 });
 off();
-const { tabs, streams, lastEventAge, gaps, since }: Snapshot = stream.snapshot();
+const { tabs, streams, lastEventAge, gaps, since, leads }: Snapshot = stream.snapshot();
+if (leads) stream.reconnect();
 console.log(tabs + streams + gaps + since, lastEventAge?.toFixed());
 stream.subscribe(() => console.log(stream.snapshot().name))();
 stream.close();

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import missing, require
 from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
-from tests.load import coalesce, dashboard, emitting, streams
+from tests.load import coalesce, dashboard, emitting, screen, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -217,6 +217,20 @@ def test_what_an_emit_costs_is_measured_beside_a_set() -> None:
     assert report["in order in the log"] == "all"
     for name in ("that is times a SET", "emit in memory, p50", "emitted from one process"):
         assert isinstance(report[name], float)
+
+
+def test_the_way_of_an_event_to_the_screen_is_measured() -> None:
+    """In a real browser, behind nginx; each event is there, once."""
+    for name in ("chromium", "nginx", "playwright"):
+        require(name)
+    report = screen.run(screen.SHORT)
+    for name in ("events missing", "events doubled", "messages of the page"):
+        assert report[name] == 0
+    heard = report["committed to the page's handler, p50"]
+    shown = report["committed to text on screen, p50"]
+    assert isinstance(heard, float)
+    assert isinstance(shown, float)
+    assert 0 < heard < shown
 
 
 def missing_libraries() -> None:

@@ -27,7 +27,7 @@ SCRIPT = (
   for (const name of ["log.added", "server.status.changed", "state", "gap"])
     document.addEventListener(`noc:${name}`, ({ detail }) => told.push([name, detail]));
 </script>
-{{ noc_realtime_script(types=["log.*", "incident.*"]) }}
+{{ noc_realtime_script(types=["log.*", "incident.*"], classic=classic) }}
 """
 )
 
@@ -76,7 +76,7 @@ def react() -> str:
 
 def script() -> str:
     """Show a page that is live without a script of its own, but for one that listens."""
-    return render_template_string(SCRIPT, csp_nonce=NONCE)
+    return render_template_string(SCRIPT, csp_nonce=NONCE, classic="classic" in request.args)
 
 
 def emit() -> Any:

@@ -23,7 +23,7 @@ from tests.certificate import Certificate
 from tests.conftest import GunicornFactory, RedisFactory
 from tests.documentation import blocks
 from tests.gunicorn_server import GunicornServer
-from tests.server.test_proxy import Nginx
+from tests.nginx import Nginx
 
 APP = "tests.server.apps:create()"
 PREFIX = "/api/v1/events"

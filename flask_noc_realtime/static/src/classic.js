@@ -11,10 +11,19 @@ import { serveWorker } from "./link.js";
 export { EventParser } from "./parser.js";
 
 const { document, location } = globalThis;
+const script = document?.currentScript;
 
-export const connect = connector({
-  url: document?.currentScript?.src ?? String(location),
-  type: "classic",
-});
+export const connect = connector({ url: script?.src ?? String(location), type: "classic" });
 
 serveWorker();
+
+// {{ noc_realtime_script(classic=True) }} says in its tag what to connect to; see noc-realtime-page.js.
+if (script?.dataset.url) {
+  const { url, since, types } = script.dataset;
+  const begin = () => {
+    globalThis.nocRealtime ??= connect({ url, since, types, dom: document.body });
+  };
+  // The page's own scripts come first: an event before they listen would be lost.
+  if (document.readyState === "complete") begin();
+  else for (const name of ["DOMContentLoaded", "load"]) addEventListener(name, begin);
+}

@@ -47,12 +47,14 @@ class Client {
     this.#options = options;
     this.#cursor = options.since;
     this.#shared = {
-      // A bundle of the page is no script for a worker.
-      script: url === prefix ? script : { url: `${url}/client.js`, type: "module" },
+      // A bundle of the page is no script for a worker; and ?v= would part those that are one.
+      script: url === prefix
+        ? { ...script, url: script.url.replace(/\?.*/, "") }
+        : { url: `${url}/client.js`, type: "module" },
       options: {
         url,
         types: [types].flat().sort().join(","),
-        token: typeof token === "function" || token,
+        token: typeof token === "function" || (token ?? null),
         ticket: Boolean(ticket),
         credentials,
         openTimeout,
@@ -88,7 +90,13 @@ class Client {
       tabs: this.#tabs,
       streams: Number(this.#state.name === "live"),
       way: this.#ways[0],
+      leads: Boolean(this.#link?.leads?.()),
     };
+  }
+
+  /** End the connection, as a network might, and connect anew; of all tabs that share it. */
+  reconnect() {
+    this.#post("reconnect");
   }
 
   /** End it for good. */
@@ -162,8 +170,9 @@ class Client {
   #enter() {
     const { key, options } = this.#shared;
     const token = this.#token;
+    const wire = Boolean(this.#options.onWire);
     this.#token = null;
-    this.#post("join", { build: BUILD, key, options, page: PAGE, since: this.#cursor, token });
+    this.#post("join", { build: BUILD, key, options, page: PAGE, since: this.#cursor, token, wire });
   }
 
   #leave() {
@@ -216,6 +225,7 @@ class Client {
     else if (kind === "mark") this.#advance(body.position);
     else if (kind === "gap") this.#gap(body);
     else if (kind === "ask") this.#give(body);
+    else if (kind === "wire") this.#tell(() => this.#options.onWire?.(body.text));
   }
 
   #entered({ state, heardAt }) {

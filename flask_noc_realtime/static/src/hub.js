@@ -45,6 +45,7 @@ export class Hub {
     if (kind === "here") this.#here(port);
     else if (kind === "wake") this.#stream.wake();
     else if (kind === "offline") this.#stream.offline();
+    else if (kind === "reconnect") this.#stream.reconnect();
     else if (kind === "given") this.#answers.get(body.number)?.(body);
     else if (kind === "bye") this.leave(port);
   }
@@ -63,8 +64,8 @@ export class Hub {
     this.#emptied();
   }
 
-  #join(port, { page, since, token }) {
-    const member = { port, page, since, heardAt: Date.now(), admitted: false, tries: 0 };
+  #join(port, { page, since, token, wire }) {
+    const member = { port, page, since, wire, heardAt: Date.now(), admitted: false, tries: 0 };
     this.#members.set(port, member);
     if (!this.#stream) {
       this.#token = token;
@@ -128,8 +129,8 @@ export class Hub {
     this.#tellAll([...members].map(({ port }) => port), message);
   }
 
-  get #admitted() {
-    return [...this.#members.values()].filter(({ admitted }) => admitted);
+  #those(is) {
+    return [...this.#members.values()].filter((member) => member[is]);
   }
 
   #admitAll() {
@@ -148,13 +149,13 @@ export class Hub {
   event(event, characters) {
     this.#heardAt = Date.now();
     this.#ring.add(event, characters);
-    this.#tell({ kind: "event", event }, this.#admitted);
+    this.#tell({ kind: "event", event }, this.#those("admitted"));
   }
 
   mark(position) {
     this.#heardAt = Date.now();
     this.#ring.mark(position);
-    this.#tell({ kind: "mark", position }, this.#admitted);
+    this.#tell({ kind: "mark", position }, this.#those("admitted"));
     this.#admitAll();
   }
 
@@ -163,6 +164,11 @@ export class Hub {
     this.#ring.reset(position);
     for (const member of this.#members.values()) member.admitted = true;
     this.#tell({ kind: "gap", reason, position });
+  }
+
+  wire(text) {
+    const members = this.#those("wire");
+    if (members.length) this.#tell({ kind: "wire", text }, members);
   }
 
   /** Ask the tabs for a token or a ticket: the liveliest first, the next if it says nothing. */

@@ -7,7 +7,7 @@ export const BUILD = typeof NOC_REALTIME_BUILD === "string" ? NOC_REALTIME_BUILD
  * The ways of a tab to a hub, best first.
  *
  * Each takes what is shared, a function for what the hub says, and one to call when the way is
- * found broken, and returns how to post to the hub and how to close.
+ * found broken, and returns how to post to the hub, whether it is this tab's, and how to close.
  */
 export const WAYS = { worker, locks, own };
 
@@ -37,6 +37,7 @@ function locks({ name, options }, receive, broken, steal) {
   const me = crypto.randomUUID();
   const channel = new BroadcastChannel(name);
   const waiting = new AbortController();
+  let leads = false;
   let end = () => {};
   channel.onmessage = ({ data }) => {
     if (data.to?.includes(me)) receive(data.message);
@@ -46,8 +47,10 @@ function locks({ name, options }, receive, broken, steal) {
     // Closed while the lock was on its way.
     if (waiting.signal.aborted) return null;
     const close = serveChannel(name, options);
+    leads = true;
     return new Promise((release) => {
       end = () => {
+        leads = false;
         close();
         release();
       };
@@ -58,6 +61,7 @@ function locks({ name, options }, receive, broken, steal) {
   navigator.locks.request(name, how, lead).catch(() => end());
   return {
     post: (message) => channel.postMessage({ from: me, message }),
+    leads: () => leads,
     close: () => {
       waiting.abort();
       end();
@@ -91,7 +95,11 @@ function serveChannel(name, options) {
 function own({ options }, receive) {
   const hub = new Hub(options);
   const port = { postMessage: (message) => queueMicrotask(() => receive(message)) };
-  return { post: (message) => hub.receive(port, message), close: () => hub.close() };
+  return {
+    post: (message) => hub.receive(port, message),
+    leads: () => true,
+    close: () => hub.close(),
+  };
 }
 
 /** Be the worker, where this script runs as one. */

@@ -21,7 +21,8 @@ export class Ended extends Error {
 /**
  * One position in the order of events, kept live by whatever way there is.
  *
- * `told` is told of events, marks, gaps and states, and asked for tokens and tickets.
+ * `told` is told of events, marks, gaps and states, and of what came over the wire, and asked for
+ * tokens and tickets.
  */
 export class Stream {
   #options;
@@ -80,6 +81,11 @@ export class Stream {
     this.#show("offline", "offline");
   }
 
+  reconnect() {
+    this.#connection?.abort(new Ended("lost", "dropped"));
+    this.#rouse();
+  }
+
   close() {
     this.#closed = true;
     clearInterval(this.#timer);
@@ -130,7 +136,9 @@ export class Stream {
       if (done) return last ?? new Ended("lost", "ended");
       this.#hear();
       if (signal.aborted) throw signal.reason;
-      parser.feed(decoder.decode(value, { stream: true }));
+      const text = decoder.decode(value, { stream: true });
+      this.#told.wire(text);
+      parser.feed(text);
     }
   }
 
@@ -326,6 +334,7 @@ export class Stream {
       try {
         const answer = await this.poll(this.#position, poller.signal);
         if (poller.signal.aborted) return;
+        this.#told.wire(`${JSON.stringify(answer)}\n`);
         this.#refused = false;
         delay = this.#answered(answer);
         if (!poller.working) this.#show("polling", poller.reason);
