@@ -114,6 +114,7 @@ class Benchmark:
             add(f"{herd}: executions", name, max(rush.executions for rush in rushes), "1")
             add("  p99, ms", name, median(rush.p99 for rush in rushes), limit)
             add("  p99 in the best round, ms", name, min(rush.p99 for rush in rushes))
+            add("  of requests that only wait", name, self._waiting(each))
             add("  Redis commands", name, median(rush.commands for rush in rushes), "<= 250")
             herd = f"{WORKERS * options.many} callers"
             add(f"{herd}: executions", name, many.executions, "1")
@@ -128,6 +129,16 @@ class Benchmark:
             if number and time.monotonic() > enough:
                 return
             yield each.rush(self.options.callers, work=WORK)
+
+    def _waiting(self, each: Site) -> float | None:
+        """Return the p99 of as many requests that share nothing and cost nothing: the floor."""
+        if each.library.asynchronous:
+            return None
+        rushes = [
+            each.rush(self.options.callers, work=WORK, path="/wait")
+            for _ in range(self.options.rounds + 1)
+        ]
+        return median(rush.p99 for rush in rushes[1:])
 
     def overheads(self) -> None:
         """Time hits."""

@@ -66,8 +66,10 @@ class Herd:
         response = Response(self._app.json.dumps(self._run(**asked.args.to_dict())))
         return response(environ, start_response)
 
-    def _run(self, callers: str, at: str, cancel: str = "", **query: str) -> dict[str, Any]:
-        environs = [create_environ("/page", query_string=query) for _ in range(int(callers))]
+    def _run(
+        self, callers: str, at: str, path: str = "/page", cancel: str = "", **query: str
+    ) -> dict[str, Any]:
+        environs = [create_environ(path, query_string=query) for _ in range(int(callers))]
         seconds: list[float | None] = [None] * len(environs)
         pages: list[str | None] = [None] * len(environs)
         moment = float(at)
@@ -103,6 +105,11 @@ def create(kind: str) -> Herd:
         time.sleep(float(request.args["work"]))
         return end(text, fail)
 
+    def wait() -> str:
+        time.sleep(float(request.args["work"]))
+        return "waited"
+
+    app.add_url_rule("/wait", view_func=wait)
     app.add_url_rule("/page", view_func=WRAPS[kind](app)(page))
     app.register_error_handler(DatabaseDown, lambda _: ("the database is down", 503))
     return herd
