@@ -11,17 +11,19 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .errors import ConfigError
+from .errors import BrokerUnavailable, ConfigError
 
 COMPUTED = "computed"
 """A setting that only gunicorn works out, when it starts."""
 
+_REDIS_TIMEOUT = 1.0
 _OPTIONS = {
     "worker_class": ("-k", "--worker-class"),
     "workers": ("-w", "--workers"),
@@ -140,48 +142,65 @@ class RedisFacts:
 def ask_redis(config: Config) -> RedisFacts:
     """Ask the Redis of an app. The key that is written to see whether it can be lasts a second.
 
-    :raises BrokerUnavailable: when it does not answer.
+    :raises BrokerUnavailable: when it does not answer, or not to this.
     """
-    import redis
-
     from .broker.address import Address
     from .broker.command import AWAY, ONCE
     from .broker.redis import RedisBroker, RedisOptions
 
-    RedisBroker(config.url, RedisOptions(config.namespace)).ping()
+    with closing(RedisBroker(config.url, RedisOptions(config.namespace))) as broker:
+        broker.ping()
     key = f"{{{config.namespace}}}:doctor"
-    client = Address(config.url, 1.0, key).connect(ONCE)
+    address = Address(config.url, _REDIS_TIMEOUT, key)
+    client = address.connect(ONCE)
+    try:
+        return _ask(client, key, config.max_event_bytes)
+    except AWAY as error:
+        raise BrokerUnavailable(
+            f"Redis at {address.shown} does not say how it is ({error}); allow it INFO"
+        ) from error
+    finally:
+        client.close()
+
+
+def _ask(client: Any, key: str, event_bytes: int) -> RedisFacts:
     begun = time.monotonic()
     info = client.info()
     seconds = time.monotonic() - begun
-
-    def setting(name: str) -> str | None:
-        try:
-            value = client.config_get(name).get(name)
-        except redis.ResponseError:  # Services that are managed keep it to themselves.
-            return None
-        return None if value is None else str(value)
-
-    try:
-        client.set(key, secrets.token_hex(4), px=1000)
-        refused = ""
-    except AWAY as error:
-        refused = str(error)
-    buffers = setting("client-output-buffer-limit")
-    facts = RedisFacts(
+    buffers = _setting(client, "client-output-buffer-limit")
+    return RedisFacts(
         version=str(info["redis_version"]),
         seconds=seconds,
         used=int(info.get("used_memory", 0)),
         maximum=int(info.get("maxmemory", 0)),
         policy=str(info.get("maxmemory_policy", "noeviction")),
         appends=bool(info.get("aof_enabled")),
-        refused=refused,
-        save=setting("save"),
+        refused=_refusal(client, key),
+        save=_setting(client, "save"),
         buffer=None if buffers is None else pubsub_buffer(buffers),
-        event_bytes=config.max_event_bytes,
+        event_bytes=event_bytes,
     )
-    client.close()
-    return facts
+
+
+def _refusal(client: Any, key: str) -> str:
+    from redis import ResponseError
+
+    try:
+        client.set(key, secrets.token_hex(4), px=1000)
+    except ResponseError as error:
+        return str(error)
+    return ""
+
+
+def _setting(client: Any, name: str) -> str | None:
+    """Return a setting; services that others manage keep theirs to themselves."""
+    from redis import ResponseError
+
+    try:
+        value = client.config_get(name).get(name)
+    except ResponseError:
+        return None
+    return None if value is None else str(value)
 
 
 def pubsub_buffer(limits: str) -> int | None:

@@ -103,6 +103,14 @@ def test_a_redis_that_keeps_its_settings_to_itself_is_no_error(redis_server: Red
     assert 0 < server.client().pttl("{noc}:doctor") <= 1000
 
 
+def test_a_redis_that_says_nothing_of_itself_is_found(run: Run, redis_server: RedisFactory) -> None:
+    """It answers, and not to what the doctor asks."""
+    server = redis_server(args=["--rename-command", "INFO", ""])
+    result = run(server.url, "--json", NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    [(level, what)] = found(result, "redis")
+    assert level == "fail" and "does not say how it is" in what
+
+
 def test_redis_away_and_what_is_wrong_beside_it_are_told_together(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

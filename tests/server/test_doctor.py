@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask, redirect
-from werkzeug.serving import make_server
 
 from flask_noc_realtime import Identity, NocRealtime, doctor
 from flask_noc_realtime.cli import group
 from flask_noc_realtime.doctor import judge_visit
 from flask_noc_realtime.target import Target
-from flask_noc_realtime.testing import process_of
 from flask_noc_realtime.visit import Visit, visit
 from tests.certificate import Certificate
 from tests.conftest import GunicornFactory, RedisFactory
 from tests.documentation import blocks
 from tests.gunicorn_server import GunicornServer
 from tests.nginx import Nginx
+from tests.server.serve import served
 
 APP = "tests.server.apps:create()"
 PREFIX = "/api/v1/events"
@@ -152,21 +149,6 @@ def test_http_2_is_looked_for_and_certificates_are_checked(
     assert seen.offers_h2 is False
     [what] = wrong(seen)
     assert what.startswith("It speaks HTTP/1.1; a browser has six connections")
-
-
-@contextmanager
-def served(app: Flask) -> Iterator[str]:
-    """Serve an app from threads of this process."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        process_of(app).close()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
