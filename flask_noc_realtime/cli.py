@@ -27,6 +27,7 @@ from .process import create_broker
 from .tail import Page, Tail
 
 if TYPE_CHECKING:
+    from .broker.redis import RedisBroker
     from .doctor import Finding
     from .extension import State
     from .load import Answered, Streamed
@@ -125,10 +126,7 @@ def stats_command(as_json: bool, wait: float) -> None:
 
     Asks each worker that has served a stream or a position. Ends with 1 when one does not answer.
     """
-    from .broker.redis import RedisBroker
-
-    broker = _shared(_state())
-    assert isinstance(broker, RedisBroker)
+    broker = _redis(_state())
     newest = broker.newest()
     asked, reports = broker.survey(wait)
     workers = [_with_lag(json.loads(report), newest) for report in reports]
@@ -262,6 +260,8 @@ def doctor_command(
     if config.url != "memory://":
         try:
             found["redis"] = doctor.judge_redis(surroundings.ask_redis(config))
+            workers = surroundings.ask_workers(_redis(state).survey, streams)
+            found["workers"] = doctor.judge_workers(workers)
         except BrokerUnavailable as error:
             found["redis"] = [doctor.unreachable(error)]
     if target is not None:
@@ -435,6 +435,14 @@ def _shared(state: State) -> Broker:
             "NOC_REALTIME_URL is memory://: events stay in the process that emits them, and this "
             "command is a process of its own. Set it to the URL of a Redis."
         )
+    return broker
+
+
+def _redis(state: State) -> RedisBroker:
+    from .broker.redis import RedisBroker
+
+    broker = _shared(state)
+    assert isinstance(broker, RedisBroker)
     return broker
 
 

@@ -20,6 +20,7 @@ from tests.conftest import GunicornFactory, RedisFactory
 from tests.documentation import blocks
 from tests.gunicorn_server import GunicornServer
 from tests.nginx import Nginx
+from tests.redis_server import RedisServer
 from tests.server.serve import served
 
 APP = "tests.server.apps:create()"
@@ -31,9 +32,18 @@ Front = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornServer]:
+def redis(module_redis_server: RedisFactory) -> RedisServer:
+    """Return a Redis that takes snapshots."""
+    return module_redis_server(args=["--save", "3600 1"])
+
+
+@pytest.fixture(scope="module")
+def server(
+    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GunicornServer]:
     """Serve streams with a heartbeat every half second, to all tests of the module."""
-    server = GunicornServer(APP, tmp_path_factory.mktemp("gunicorn"), env=OFTEN)
+    env = OFTEN | {"NOC_REALTIME_URL": redis.url}
+    server = GunicornServer(APP, tmp_path_factory.mktemp("gunicorn"), env=env)
     try:
         yield server.start()
     finally:
@@ -78,7 +88,7 @@ def test_a_stream_of_gunicorn_is_well(server: GunicornServer) -> None:
 
 def test_the_command_shows_what_the_page_about_it_shows(
     server: GunicornServer,
-    redis_server: RedisFactory,
+    redis: RedisServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -89,9 +99,9 @@ def test_the_command_shows_what_the_page_about_it_shows(
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "-k gevent -w 4")
     monkeypatch.setenv("NOC_REALTIME_TOKEN", "top.secret.token")
     app = Flask("patient")
-    url = redis_server(args=["--save", "3600 1"]).url
-    app.config.update(NOC_REALTIME_URL=url, NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    app.config.update(NOC_REALTIME_URL=redis.url, NOC_REALTIME_ALLOW_ANONYMOUS=True)
     NocRealtime(app)
+    look(server.url)  # A worker is not asked before it has served a stream.
     args = ["doctor", "--url", f"{server.url}/", "--streams", "20"]
     result = app.test_cli_runner().invoke(group, args)
     assert result.exit_code == 0, result.output
