@@ -27,8 +27,10 @@ from .process import create_broker
 from .tail import Page, Tail
 
 if TYPE_CHECKING:
+    from .broker.redis import RedisBroker
     from .doctor import Finding
     from .extension import State
+    from .load import Answered, Streamed
 
 _PIPE_CHECK = 0.5
 _WIDTH = 96
@@ -124,10 +126,7 @@ def stats_command(as_json: bool, wait: float) -> None:
 
     Asks each worker that has served a stream or a position. Ends with 1 when one does not answer.
     """
-    from .broker.redis import RedisBroker
-
-    broker = _shared(_state())
-    assert isinstance(broker, RedisBroker)
+    broker = _redis(_state())
     newest = broker.newest()
     asked, reports = broker.survey(wait)
     workers = [_with_lag(json.loads(report), newest) for report in reports]
@@ -204,7 +203,10 @@ def rollout_command(
     click.echo(f"deny: {', '.join(sorted(after.deny)) or '-'}")
 
 
-_URL = click.option("--url", required=True, help="The app, as it is reached: https://noc.example.")
+_SECONDS = click.FloatRange(0.0, 3600.0)
+_PATIENCE = click.FloatRange(0.1, 3600.0)
+# Fewer than the ports that one address has for one server.
+_STREAMS = click.IntRange(0, 20_000)
 _TOKEN = click.option(
     "--token",
     envvar="NOC_REALTIME_TOKEN",
@@ -224,8 +226,12 @@ _HEADERS = click.option(
 @click.option("--url", help="Look at the running app too, as it is reached: https://noc.example.")
 @_TOKEN
 @_HEADERS
-@click.option("--wait", default=0.0, metavar="SECONDS", help="Watch the stream for so long.")
-@click.option("--timeout", default=10.0, show_default=True, help="Seconds an answer may take.")
+@click.option(
+    "--wait", type=_SECONDS, default=0.0, metavar="SECONDS", help="Watch the stream for so long."
+)
+@click.option(
+    "--timeout", type=_PATIENCE, default=10.0, show_default=True, help="Seconds an answer may take."
+)
 @click.option("--streams", default=1000, show_default=True, help="Streams a worker is to hold.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def doctor_command(
@@ -254,6 +260,8 @@ def doctor_command(
     if config.url != "memory://":
         try:
             found["redis"] = doctor.judge_redis(surroundings.ask_redis(config))
+            workers = surroundings.ask_workers(_redis(state).survey, streams)
+            found["workers"] = doctor.judge_workers(workers)
         except BrokerUnavailable as error:
             found["redis"] = [doctor.unreachable(error)]
     if target is not None:
@@ -261,6 +269,75 @@ def doctor_command(
         found[target.shown] = doctor.judge_visit(seen)
     _show_findings(found, as_json)
     if any(finding.level == doctor.FAIL for each in found.values() for finding in each):
+        raise SystemExit(1)
+
+
+@group.command("load")
+@click.option("--url", required=True, help="The app, as it is reached: https://noc.example.")
+@_TOKEN
+@click.option(
+    "--tokens",
+    type=click.File(),
+    metavar="FILE",
+    help="A token a line, one for each user; they take turns.",
+)
+@_HEADERS
+@click.option("--streams", type=_STREAMS, default=1000, show_default=True)
+@click.option(
+    "--ramp",
+    type=_SECONDS,
+    default=10.0,
+    show_default=True,
+    help="Seconds in which streams are begun.",
+)
+@click.option(
+    "--hold",
+    type=_SECONDS,
+    default=10.0,
+    show_default=True,
+    help="Seconds for which they are read.",
+)
+@click.option("--herd", metavar="PATH", help="Ask for this page at once, after the streams.")
+@click.option("--callers", type=click.IntRange(1, 5_000), default=500, show_default=True)
+@click.option(
+    "--timeout", type=_PATIENCE, default=30.0, show_default=True, help="Seconds an answer may take."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+def load_command(
+    url: str,
+    token: str | None,
+    tokens: Any,
+    headers: tuple[str, ...],
+    streams: int,
+    ramp: float,
+    hold: float,
+    herd: str | None,
+    callers: int,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Put load on a running app: many streams, and many who ask for one page at once.
+
+    Ends with 1 when a stream or an answer fails.
+    """
+    from . import load
+    from .target import Target
+
+    prefix = _state().config.prefix
+    if not streams and herd is None:
+        raise click.UsageError("There is nothing to do: give --streams or --herd.")
+    target = Target.parse(url, headers)
+    named = [line.strip() for line in tokens or () if line.strip()] or [token]
+    targets = [target.carrying(each) for each in named]
+    stampede = None if herd is None else load.Herd(herd, callers, timeout)
+    found: dict[str, Streamed | Answered] = {}
+    if streams:
+        plan = load.Ramp(streams, ramp, hold, timeout)
+        found["streams"] = load.open_streams(targets, prefix, plan)
+    if stampede is not None:
+        found["herd"] = load.send_herd(targets, stampede)
+    _show_load(found, as_json)
+    if not all(each.sound for each in found.values()):
         raise SystemExit(1)
 
 
@@ -318,6 +395,20 @@ def _show_findings(found: dict[str, list[Finding]], as_json: bool) -> None:
     click.echo(", ".join(f"{levels[level]} {level}" for level in ("ok", "warn", "fail")) + ".")
 
 
+def _show_load(found: dict[str, Streamed | Answered], as_json: bool) -> None:
+    bodies = {of: each.body() for of, each in found.items()}
+    if as_json:
+        click.echo(json.dumps(bodies))
+        return
+    for of, body in bodies.items():
+        click.echo(of)
+        for name, value in body.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{each} {number:,}" for each, number in value.items())
+            shown = f"{value:,}" if isinstance(value, (int, float)) else value or "-"
+            click.echo(f"  {name.replace('_', ' '):16} {shown}")
+
+
 def _with_lag(worker: dict[str, Any], newest: str | None) -> dict[str, Any]:
     """Add the seconds between the newest event and the newest one the worker has."""
     ages = [int(position.partition("-")[0]) for position in (newest or UNKNOWN, worker["position"])]
@@ -344,6 +435,14 @@ def _shared(state: State) -> Broker:
             "NOC_REALTIME_URL is memory://: events stay in the process that emits them, and this "
             "command is a process of its own. Set it to the URL of a Redis."
         )
+    return broker
+
+
+def _redis(state: State) -> RedisBroker:
+    from .broker.redis import RedisBroker
+
+    broker = _shared(state)
+    assert isinstance(broker, RedisBroker)
     return broker
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from .errors import BrokerUnavailable
-from .surroundings import COMPUTED, RedisFacts, Surroundings
+from .surroundings import COMPUTED, RedisFacts, Surroundings, Workers
 from .visit import Visit
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -162,8 +162,12 @@ def check_open_files(here: Surroundings) -> Finding:
     return Finding(
         FAIL,
         f"{what}, and a worker with {here.streams} streams needs {needed}.",
-        f"Raise `ulimit -n`; in a systemd unit, LimitNOFILE={2 * needed}.",
+        _raise_files(needed),
     )
+
+
+def _raise_files(needed: int) -> str:
+    return f"Raise `ulimit -n`; in a systemd unit, LimitNOFILE={2 * needed}."
 
 
 # Redis.
@@ -245,6 +249,67 @@ def check_redis_buffer(redis: RedisFacts) -> Finding:
             f'Set client-output-buffer-limit to "pubsub 32mb 8mb 60", at least {needed} bytes.',
         )
     return Finding(OK, "client-output-buffer-limit leaves a worker time to be busy.")
+
+
+# The workers that run.
+
+
+def check_workers_answer(found: Workers) -> Finding:
+    """Tell whether every worker has time for an answer."""
+    answered = len(found.answered)
+    if not found.asked and not answered:
+        return Finding(OK, "No worker has served a stream yet.")
+    if found.asked is None or answered >= found.asked:
+        return Finding(OK, f"All {answered} workers that have served a stream answer.")
+    return Finding(
+        FAIL,
+        f"{found.asked - answered} of {found.asked} workers do not answer.",
+        "`flask noc-realtime stats` names those that do. Look for a view that computes without "
+        "giving way, or waits for what gevent does not patch: it holds up every stream of its "
+        "worker.",
+    )
+
+
+def check_transports(found: Workers) -> Finding:
+    """Tell whether streams cost no more than they need."""
+    detached = sum(worker.detached for worker in found.answered)
+    portable = sum(worker.portable for worker in found.answered)
+    what = f"{detached} streams are detached, and {portable} hold a thread or greenlet each"
+    if not portable:
+        return Finding(OK, f"{what}.")
+    return Finding(
+        WARN,
+        f"{what}.",
+        "Run `gunicorn -k gevent` without TLS on the worker itself, and let no middleware change "
+        "the body of a stream; see the log of the workers.",
+    )
+
+
+def check_worker_files(found: Workers) -> Finding:
+    """Tell whether the workers of this machine have a file descriptor for each stream."""
+    limits = [worker.open_files for worker in found.answered if worker.open_files is not None]
+    if not limits:
+        return Finding(OK, "No worker of this machine shows how many files it may open.")
+    least, needed = min(limits), found.streams + _OTHER_FILES
+    what = f"A worker of this machine may open {least:.0f} files"
+    if least >= needed:
+        return Finding(OK, f"{what}: enough for {found.streams} streams.")
+    return Finding(
+        FAIL, f"{what}, and needs {needed} for {found.streams} streams.", _raise_files(needed)
+    )
+
+
+def check_emits(found: Workers) -> Finding:
+    """Tell whether what they emitted was published."""
+    dropped = sum(worker.dropped for worker in found.answered)
+    queued = sum(worker.queued for worker in found.answered)
+    if not dropped and not queued:
+        return Finding(OK, "All they emitted is published.")
+    return Finding(
+        WARN,
+        f"Of what they emitted {queued} events wait for Redis, and {dropped} were given up.",
+        "See how long Redis was away, and NOC_REALTIME_QUEUE_EVENTS; an outbox loses nothing.",
+    )
 
 
 # The app as it is reached by a URL.
@@ -411,6 +476,12 @@ _REDIS: Sequence[Check] = (
     check_redis_persistence,
     check_redis_buffer,
 )
+_WORKERS: Sequence[Check] = (
+    check_workers_answer,
+    check_transports,
+    check_worker_files,
+    check_emits,
+)
 _ANSWER: Sequence[Check] = (check_health, check_answer)
 _STREAM: Sequence[Check] = (
     check_opening,
@@ -430,6 +501,11 @@ def judge_surroundings(here: Surroundings) -> list[Finding]:
 def judge_redis(redis: RedisFacts) -> list[Finding]:
     """Return what is found of its Redis."""
     return [check(redis) for check in _REDIS]
+
+
+def judge_workers(found: Workers) -> list[Finding]:
+    """Return what is found of its workers."""
+    return [check(found) for check in (_WORKERS if found.answered else _WORKERS[:1])]
 
 
 def unreachable(error: BrokerUnavailable) -> Finding:

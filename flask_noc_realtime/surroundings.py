@@ -1,27 +1,36 @@
-"""What an app runs in: the machine, how gunicorn is told to serve it, and its Redis."""
+"""What an app runs in: the machine, how gunicorn is told to serve it, its Redis, its workers."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import math
 import os
+import re
 import resource
 import secrets
 import shlex
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Config
-from .errors import ConfigError
+from .errors import BrokerUnavailable, ConfigError
+
+if TYPE_CHECKING:
+    from .broker.census import Answers
 
 COMPUTED = "computed"
 """A setting that only gunicorn works out, when it starts."""
 
+_REDIS_TIMEOUT = 1.0
+_ANSWER_TIMEOUT = 2.0
 _OPTIONS = {
     "worker_class": ("-k", "--worker-class"),
     "workers": ("-w", "--workers"),
@@ -114,7 +123,7 @@ def _version(name: str) -> str:
 class RedisFacts:
     """What a Redis says of itself.
 
-    :ivar seconds: until it answered.
+    :ivar seconds: until it answers.
     :ivar used: bytes of memory.
     :ivar maximum: bytes of memory it may use; 0 is any number.
     :ivar policy: what it evicts then.
@@ -140,48 +149,69 @@ class RedisFacts:
 def ask_redis(config: Config) -> RedisFacts:
     """Ask the Redis of an app. The key that is written to see whether it can be lasts a second.
 
-    :raises BrokerUnavailable: when it does not answer.
+    :raises BrokerUnavailable: when it does not answer, or not to this.
     """
-    import redis
-
     from .broker.address import Address
     from .broker.command import AWAY, ONCE
     from .broker.redis import RedisBroker, RedisOptions
 
-    RedisBroker(config.url, RedisOptions(config.namespace)).ping()
+    with closing(RedisBroker(config.url, RedisOptions(config.namespace))) as broker:
+        broker.ping()
     key = f"{{{config.namespace}}}:doctor"
-    client = Address(config.url, 1.0, key).connect(ONCE)
-    begun = time.monotonic()
-    info = client.info()
-    seconds = time.monotonic() - begun
-
-    def setting(name: str) -> str | None:
-        try:
-            value = client.config_get(name).get(name)
-        except redis.ResponseError:  # Services that are managed keep it to themselves.
-            return None
-        return None if value is None else str(value)
-
+    address = Address(config.url, _REDIS_TIMEOUT, key)
+    client = address.connect(ONCE)
     try:
-        client.set(key, secrets.token_hex(4), px=1000)
-        refused = ""
+        return _ask(client, key, config.max_event_bytes)
     except AWAY as error:
-        refused = str(error)
-    buffers = setting("client-output-buffer-limit")
-    facts = RedisFacts(
+        raise BrokerUnavailable(
+            f"Redis at {address.shown} does not say how it is ({error}); allow it INFO"
+        ) from error
+    finally:
+        client.close()
+
+
+def _ask(client: Any, key: str, event_bytes: int) -> RedisFacts:
+    info = client.info()
+    buffers = _setting(client, "client-output-buffer-limit")
+    return RedisFacts(
         version=str(info["redis_version"]),
-        seconds=seconds,
+        seconds=min(_ping(client) for _ in range(3)),
         used=int(info.get("used_memory", 0)),
         maximum=int(info.get("maxmemory", 0)),
         policy=str(info.get("maxmemory_policy", "noeviction")),
         appends=bool(info.get("aof_enabled")),
-        refused=refused,
-        save=setting("save"),
+        refused=_refusal(client, key),
+        save=_setting(client, "save"),
         buffer=None if buffers is None else pubsub_buffer(buffers),
-        event_bytes=config.max_event_bytes,
+        event_bytes=event_bytes,
     )
-    client.close()
-    return facts
+
+
+def _ping(client: Any) -> float:
+    begun = time.monotonic()
+    client.ping()
+    return time.monotonic() - begun
+
+
+def _refusal(client: Any, key: str) -> str:
+    from redis import ResponseError
+
+    try:
+        client.set(key, secrets.token_hex(4), px=1000)
+    except ResponseError as error:
+        return str(error)
+    return ""
+
+
+def _setting(client: Any, name: str) -> str | None:
+    """Return a setting; services that others manage keep theirs to themselves."""
+    from redis import ResponseError
+
+    try:
+        value = client.config_get(name).get(name)
+    except ResponseError:
+        return None
+    return None if value is None else str(value)
 
 
 def pubsub_buffer(limits: str) -> int | None:
@@ -189,3 +219,62 @@ def pubsub_buffer(limits: str) -> int | None:
     words = limits.split()
     classes = {words[at]: words[at + 1] for at in range(0, len(words) - 3, 4)}
     return int(classes["pubsub"]) if "pubsub" in classes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that answered.
+
+    :ivar open_files: as many as it may have; None where that is not seen, as on another machine.
+    """
+
+    detached: int
+    portable: int
+    queued: int
+    dropped: int
+    open_files: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Those that have served a stream or a position.
+
+    :ivar asked: how many were; None where nobody knows, as in a Redis Cluster.
+    :ivar streams: as many as one of them is to hold.
+    """
+
+    asked: int | None
+    answered: Sequence[Worker]
+    streams: int
+
+
+def ask_workers(survey: Callable[[float], Answers], streams: int) -> Workers:
+    """Ask the workers how they are, by the *survey* of their broker.
+
+    :raises BrokerUnavailable: when none can be asked.
+    """
+    asked, reports = survey(_ANSWER_TIMEOUT)
+    return Workers(asked, [_worker(json.loads(report)) for report in reports], streams)
+
+
+def _worker(report: Mapping[str, Any]) -> Worker:
+    here = report["host"] == socket.gethostname()
+    return Worker(
+        detached=report["detached"],
+        portable=report["portable"],
+        queued=report["queued"],
+        dropped=report["dropped"],
+        open_files=_open_files(report["pid"]) if here else None,
+    )
+
+
+def _open_files(pid: int) -> float | None:
+    """Return the limit of another process (proc(5)); None where there is none to read."""
+    try:
+        limits = Path(f"/proc/{pid}/limits").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^Max open files +(\S+)", limits, re.M)
+    if found is None:
+        return None
+    return math.inf if found[1] == "unlimited" else int(found[1])

@@ -11,7 +11,8 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from .target import Target
 
@@ -19,6 +20,13 @@ _BYTES = 64 * 1024
 _SLACK = 2.0
 _EVENT = re.compile(rb"^event: ([^\n]*)$", re.M)
 _DATA = re.compile(rb"^data: ([^\n]*)$", re.M)
+
+
+class Frame(NamedTuple):
+    """An event as it came: its type, and its data where that is an object."""
+
+    type: str
+    data: Mapping[str, Any]
 
 
 @dataclass
@@ -131,7 +139,7 @@ def _watch(
     wait: float,
     found: Visit,
 ) -> None:
-    frames = _Frames(found.headers.get("content-encoding", ""))
+    frames = Frames(found.headers.get("content-encoding", ""))
     until = begun + patience
     opened = begun
     while not found.ended and (left := until - time.monotonic()) > 0:
@@ -160,15 +168,19 @@ def _watch(
         found.watched = time.monotonic() - opened
 
 
-class _Frames:
-    """Takes apart what we framed, which proxies may have compressed but not changed."""
+class Frames:
+    """Takes apart what we framed, which proxies may have compressed but not changed.
 
-    def __init__(self, encoding: str) -> None:
+    :param encoding: the ``Content-Encoding`` of the response.
+    """
+
+    def __init__(self, encoding: str = "") -> None:
         compressed = encoding.lower() in ("gzip", "deflate")
         self._inflate = zlib.decompressobj(wbits=47) if compressed else None
         self._rest = b""
 
-    def feed(self, wire: bytes) -> list[tuple[str, Mapping[str, Any]]]:
+    def feed(self, wire: bytes) -> list[Frame]:
+        """Return the frames that *wire* completes."""
         try:
             body = wire if self._inflate is None else self._inflate.decompress(wire)
         except zlib.error:
@@ -177,14 +189,16 @@ class _Frames:
         return [_parse(frame) for frame in frames]
 
 
-def _parse(frame: bytes) -> tuple[str, Mapping[str, Any]]:
+# Streams of one audience are sent the same bytes.
+@lru_cache(maxsize=1024)
+def _parse(frame: bytes) -> Frame:
     type, data = _EVENT.search(frame), _DATA.search(frame)
     try:
         content = json.loads(data[1]) if data else {}
     except ValueError:
         content = {}
     known = content if isinstance(content, dict) else {}
-    return type[1].decode("utf-8", "replace") if type else "", known
+    return Frame(type[1].decode("utf-8", "replace") if type else "", known)
 
 
 def _is_stream(found: Visit) -> bool:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask, redirect
-from werkzeug.serving import make_server
 
 from flask_noc_realtime import Identity, NocRealtime, doctor
 from flask_noc_realtime.cli import group
 from flask_noc_realtime.doctor import judge_visit
 from flask_noc_realtime.target import Target
-from flask_noc_realtime.testing import process_of
 from flask_noc_realtime.visit import Visit, visit
 from tests.certificate import Certificate
 from tests.conftest import GunicornFactory, RedisFactory
 from tests.documentation import blocks
 from tests.gunicorn_server import GunicornServer
 from tests.nginx import Nginx
+from tests.redis_server import RedisServer
+from tests.server.serve import served
 
 APP = "tests.server.apps:create()"
 PREFIX = "/api/v1/events"
@@ -34,9 +32,18 @@ Front = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornServer]:
+def redis(module_redis_server: RedisFactory) -> RedisServer:
+    """Return a Redis that takes snapshots."""
+    return module_redis_server(args=["--save", "3600 1"])
+
+
+@pytest.fixture(scope="module")
+def server(
+    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GunicornServer]:
     """Serve streams with a heartbeat every half second, to all tests of the module."""
-    server = GunicornServer(APP, tmp_path_factory.mktemp("gunicorn"), env=OFTEN)
+    env = OFTEN | {"NOC_REALTIME_URL": redis.url}
+    server = GunicornServer(APP, tmp_path_factory.mktemp("gunicorn"), env=env)
     try:
         yield server.start()
     finally:
@@ -81,7 +88,7 @@ def test_a_stream_of_gunicorn_is_well(server: GunicornServer) -> None:
 
 def test_the_command_shows_what_the_page_about_it_shows(
     server: GunicornServer,
-    redis_server: RedisFactory,
+    redis: RedisServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -92,9 +99,9 @@ def test_the_command_shows_what_the_page_about_it_shows(
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "-k gevent -w 4")
     monkeypatch.setenv("NOC_REALTIME_TOKEN", "top.secret.token")
     app = Flask("patient")
-    url = redis_server(args=["--save", "3600 1"]).url
-    app.config.update(NOC_REALTIME_URL=url, NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    app.config.update(NOC_REALTIME_URL=redis.url, NOC_REALTIME_ALLOW_ANONYMOUS=True)
     NocRealtime(app)
+    look(server.url)  # A worker is not asked before it has served a stream.
     args = ["doctor", "--url", f"{server.url}/", "--streams", "20"]
     result = app.test_cli_runner().invoke(group, args)
     assert result.exit_code == 0, result.output
@@ -152,21 +159,6 @@ def test_http_2_is_looked_for_and_certificates_are_checked(
     assert seen.offers_h2 is False
     [what] = wrong(seen)
     assert what.startswith("It speaks HTTP/1.1; a browser has six connections")
-
-
-@contextmanager
-def served(app: Flask) -> Iterator[str]:
-    """Serve an app from threads of this process."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        process_of(app).close()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from flask_noc_realtime.surroundings import (
     COMPUTED,
     RedisFacts,
     Surroundings,
+    Worker,
+    Workers,
     gunicorn_settings,
     pubsub_buffer,
 )
@@ -71,9 +73,10 @@ def levels(findings: list[Finding]) -> set[str]:
 def test_where_all_is_well_there_is_nothing_to_do() -> None:
     """And each check says what it looked at."""
     findings = [*doctor.judge_surroundings(HERE), *doctor.judge_redis(REDIS), *judge_visit(seen())]
+    findings += doctor.judge_workers(Workers(1, [WORKER], 1000))
     assert levels(findings) == {"ok"}
     assert not any(finding.what_to_do for finding in findings)
-    assert len({finding.what for finding in findings}) == len(findings) == 19
+    assert len({finding.what for finding in findings}) == len(findings) == 23
 
 
 def config(**values: Any) -> Config:
@@ -125,6 +128,36 @@ def test_what_is_wrong_where_the_app_is(facts: dict[str, Any], level: str, what:
 def test_what_is_wrong_with_redis(facts: dict[str, Any], level: str, what: str) -> None:
     """It is found, and it is said what to do."""
     assert_found(doctor.judge_redis(replace(REDIS, **facts)), level, what)
+
+
+WORKER = Worker(detached=400, portable=0, queued=0, dropped=0, open_files=65536)
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "what"),
+    [
+        ({"portable": 20}, "warn", "800 streams are detached, and 20 hold a thread"),
+        ({"open_files": 1024.0}, "fail", "may open 1024 files, and needs 1200 for 1000 streams"),
+        ({"queued": 3, "dropped": 2}, "warn", "3 events wait for Redis, and 2 were given up"),
+    ],
+)
+def test_what_is_wrong_with_the_workers(facts: dict[str, Any], level: str, what: str) -> None:
+    """One of them is enough, and others may be on other machines."""
+    others = [WORKER, replace(WORKER, detached=0, open_files=None)]
+    found = Workers(3, [*others, replace(WORKER, **facts)], 1000)
+    assert_found(doctor.judge_workers(found), level, what)
+
+
+def test_workers_that_do_not_answer_are_counted() -> None:
+    """Where nobody knows how many there are, those that answer are all; without any, none is."""
+    silent = doctor.judge_workers(Workers(3, [WORKER], 1000))
+    assert silent[0][:2] == ("fail", "2 of 3 workers do not answer.")
+    assert levels(silent[1:]) == {"ok"}
+    clustered = doctor.judge_workers(Workers(None, [WORKER], 1000))
+    assert clustered[0][:2] == ("ok", "All 1 workers that have served a stream answer.")
+    hanging = doctor.judge_workers(Workers(2, [], 1000))
+    assert [found.level for found in hanging] == ["fail"]
+    assert [found.level for found in doctor.judge_workers(Workers(0, [], 1000))] == ["ok"]
 
 
 @pytest.mark.parametrize(
