@@ -113,6 +113,8 @@ class Drained:
     :ivar missing: events passed over without a reset.
     :ivar repeated: events that came again.
     :ivar skipped: events passed over with a reset.
+    :ivar reset_streams: streams that had a reset.
+    :ivar holed_streams: streams of which an event is missing.
     """
 
     parsed: int
@@ -122,12 +124,33 @@ class Drained:
     skipped: int
     resets: int
     closed: int
+    reset_streams: int
+    holed_streams: int
     seconds: float
 
     @property
     def flawless(self) -> bool:
         """Whether every stream got every event exactly once and in order."""
         return self.complete == self.parsed and not (self.missing or self.repeated or self.skipped)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """How streams that had ended came back, since this was last asked.
+
+    :ivar refused: attempts that failed.
+    :ivar shortest: seconds one was away.
+    :ivar longest: seconds one was away.
+    :ivar span: seconds from the first return to the last.
+    :ivar peak: returns a second, in the tenth of a second that had the most.
+    """
+
+    returns: int
+    refused: int
+    shortest: float
+    longest: float
+    span: float
+    peak: int
 
 
 class Streams(_Program):
@@ -189,6 +212,14 @@ class Streams(_Program):
     def resume(self) -> None:
         """Read all streams again."""
         self._ask("resume")
+
+    def follow(self) -> None:
+        """Let streams that end come back by themselves from now on, when they were told to."""
+        self._ask("follow")
+
+    def returns(self) -> Returns:
+        """Return how those came back."""
+        return Returns(**self._ask("returns"))
 
     def _ask(self, command: str) -> dict[str, Any]:
         self.tell(command)

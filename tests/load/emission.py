@@ -18,6 +18,7 @@ Publish = Callable[[str, "list[str]"], object]
 
 _STEP = 0.002
 _CATCH_UP = 5
+_FLUSH = 30.0
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,16 @@ class WorkerEmitter:
 
 
 @contextmanager
-def _publisher(target: str, url: str) -> Iterator[Publish]:
+def _publisher(target: str, url: str) -> Iterator[tuple[Publish, Callable[[], object]]]:
+    """Return how to publish, and how to wait until what waits for Redis is there."""
     if target == "noc":
-        from flask import Flask
+        from flask_noc_realtime import Emitter
 
-        from flask_noc_realtime import NocRealtime
-
-        app = Flask("emitter")
-        app.config["NOC_REALTIME_URL"] = url
-        realtime = NocRealtime(app)
-        yield lambda text, who: realtime.emit("incident.created", text, permissions=who)
+        with Emitter(url) as emitter:
+            yield (
+                lambda text, who: emitter.emit("incident.created", text, permissions=who),
+                lambda: emitter.flush(_FLUSH),
+            )
     elif target == "flask-sse":
         from flask import Flask
         from flask_sse import sse
@@ -160,18 +161,20 @@ def _publisher(target: str, url: str) -> Iterator[Publish]:
         app = Flask("emitter")
         app.config["REDIS_URL"] = url
         with app.app_context():
-            yield lambda text, who: sse.publish(text, type="incident.created")
+            yield lambda text, who: sse.publish(text, type="incident.created"), lambda: None
     else:
         import redis
 
         with redis.Redis.from_url(url) as client:
-            yield lambda text, who: client.publish("events", text)
+            yield lambda text, who: client.publish("events", text), lambda: None
 
 
 def _main(target: str, url: str) -> None:
-    with _publisher(target, url) as publish:
+    with _publisher(target, url) as (publish, settle):
         for line in sys.stdin:
-            print(json.dumps(asdict(emit_paced(Plan(**json.loads(line)), publish))), flush=True)
+            emitted = emit_paced(Plan(**json.loads(line)), publish)
+            settle()
+            print(json.dumps(asdict(emitted)), flush=True)
 
 
 if __name__ == "__main__":

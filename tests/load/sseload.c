@@ -16,6 +16,9 @@
 //                              k saw those with number k modulo SPREAD
 //   drop                       close every stream
 //   stall K / resume           stop reading the first K streams / go on
+//   follow                     from now on streams that end come back by themselves, after the
+//                              delay they were told, as browsers do
+//   returns                    say when they did
 //
 // Each is answered by one line of JSON.
 #define _GNU_SOURCE
@@ -37,13 +40,17 @@
 #define PER_ADDRESS 25000
 #define PENDING 256
 #define CONNECT_TIMEOUT 60
+#define RETRY 3.
+#define FOLLOW_STEP .005
+#define TENTHS 6000
 
 typedef enum { CLOSED, CONNECTING, WAITING, OPEN } State;
 
 typedef struct {
   int fd;
   State state;
-  int class, parsed, lost;
+  int class, parsed, lost, reset, holes;
+  double retry, ended, due; // seconds; when it ended and is to come back, or 0
   const char *path;
   int64_t next; // the seq to come, or -1
   char id[64];
@@ -56,6 +63,7 @@ typedef struct {
   const char *id;
   size_t id_length;
   int reset, chunks;
+  double retry;
 } Frame;
 
 static struct {
@@ -65,11 +73,18 @@ static struct {
 } window;
 static struct { uint64_t missing, repeated, skipped, resets, closed; } total;
 
+static struct {
+  uint64_t all, refused, tenths[TENTHS];
+  double first, last, shortest, longest;
+} returns;
+
 static int port, count, every = 1, classes = 1, rcvbuf, epoll;
 static const char *path = "/", *paths;
 static Stream *streams;
 static char *buffer;
 static int opened, pending, failed, cursor; // of the connect under way
+static int follows;
+static double followed; // when it was last looked who is due
 
 static double monotonic(void) {
   struct timespec t;
@@ -93,6 +108,10 @@ static void end(Stream *s) {
   s->fd = -1;
   s->state = CLOSED;
   s->tail_length = 0;
+  if (!follows) return;
+  double now = monotonic();
+  if (!s->ended) s->ended = now;
+  s->due = now + s->retry;
 }
 
 // Parsing.
@@ -103,8 +122,9 @@ static void dispatch(Stream *s, const Frame *f, int64_t now) {
     memcpy(s->id, f->id, f->id_length);
     s->id[f->id_length] = 0;
   }
+  if (f->retry >= 0) s->retry = f->retry;
   if (f->reset) {
-    s->lost = 1;
+    s->lost = s->reset = 1;
     window.resets++;
     total.resets++;
   }
@@ -119,6 +139,7 @@ static void dispatch(Stream *s, const Frame *f, int64_t now) {
     return;
   }
   if (s->next >= 0) *(s->lost ? &total.skipped : &total.missing) += f->seq - s->next;
+  if (s->next >= 0 && f->seq > s->next && !s->lost) s->holes = 1;
   s->next = f->seq + 1;
   s->lost = 0;
 }
@@ -135,18 +156,20 @@ static void read_data(Frame *f, char *line, size_t length) {
 static void parse(Stream *s, char *text, size_t length) {
   char *line = text, *frame = text, *limit = text + length, *newline;
   int64_t now = realtime();
-  Frame f = {.seq = -1};
+  Frame f = {.seq = -1, .retry = -1};
   for (; (newline = memchr(line, '\n', limit - line)); line = newline + 1) {
     size_t n = newline - line;
     if (n == 0) {
       dispatch(s, &f, now);
-      f = (Frame){.seq = -1};
+      f = (Frame){.seq = -1, .retry = -1};
       frame = newline + 1;
     } else if (n > 5 && !memcmp(line, "data:", 5)) {
       read_data(&f, line, n);
     } else if (n > 4 && !memcmp(line, "id: ", 4)) {
       f.id = line + 4;
       f.id_length = n - 4;
+    } else if (n > 7 && !memcmp(line, "retry: ", 7)) {
+      f.retry = atof(line + 7) / 1000;
     } else if (n == 19 && !memcmp(line, "event: stream.reset", 19)) {
       f.reset = 1;
     } else if (n > 1 && newline[-1] == '\r') {
@@ -163,6 +186,7 @@ static void parse(Stream *s, char *text, size_t length) {
 static void fail(Stream *s) {
   pending--;
   failed++;
+  returns.refused += s->ended > 0;
   end(s);
 }
 
@@ -205,6 +229,17 @@ static void ask(Stream *s) {
   watch(s, EPOLL_CTL_MOD, EPOLLIN);
 }
 
+static void came_back(Stream *s, double now) {
+  double after = now - s->ended;
+  if (!returns.all || after < returns.shortest) returns.shortest = after;
+  if (after > returns.longest) returns.longest = after;
+  if (!returns.all++) returns.first = now;
+  returns.last = now;
+  int tenth = (now - returns.first) * 10;
+  returns.tenths[tenth < TENTHS ? tenth : TENTHS - 1]++;
+  s->ended = 0;
+}
+
 static void receive(Stream *s) {
   memcpy(buffer, s->tail, s->tail_length);
   ssize_t n = read(s->fd, buffer + s->tail_length, BUFFER - s->tail_length);
@@ -231,6 +266,7 @@ static void receive(Stream *s) {
     s->state = OPEN;
     pending--;
     opened++;
+    if (s->ended) came_back(s, monotonic());
   }
 }
 
@@ -244,6 +280,16 @@ static void on_event(Stream *s) {
   } else if (s->state != CLOSED) {
     receive(s);
   }
+}
+
+static void follow(double now) {
+  if (!follows || now - followed < FOLLOW_STEP) return;
+  followed = now;
+  for (int i = 0; i < count; i++)
+    if (streams[i].due && streams[i].due <= now) {
+      streams[i].due = 0;
+      open_stream(&streams[i]);
+    }
 }
 
 // Commands. Each `..._done` says whether the one under way is over, and then answers it.
@@ -296,7 +342,7 @@ static int count_done(double now) {
 }
 
 static int drain_done(double now) {
-  int complete = 0, parsed = 0;
+  int complete = 0, parsed = 0, reset = 0, holes = 0;
   for (int i = 0; i < count; i++) {
     Stream *s = &streams[i];
     if (!s->parsed) continue;
@@ -304,12 +350,15 @@ static int drain_done(double now) {
     int64_t all = drain_total > k ? (drain_total - 1 - k) / drain_spread + 1 : 0;
     parsed++;
     complete += s->next == all;
+    reset += s->reset;
+    holes += s->holes;
   }
   if (complete < parsed && now - begun < lasts) return 0;
   printf("{\"parsed\": %d, \"complete\": %d, \"missing\": %lu, \"repeated\": %lu, "
-         "\"skipped\": %lu, \"resets\": %lu, \"closed\": %lu, \"seconds\": %.3f}\n",
+         "\"skipped\": %lu, \"resets\": %lu, \"closed\": %lu, \"reset_streams\": %d, "
+         "\"holed_streams\": %d, \"seconds\": %.3f}\n",
          parsed, complete, total.missing, total.repeated, total.skipped, total.resets,
-         total.closed, now - begun);
+         total.closed, reset, holes, now - begun);
   return 1;
 }
 
@@ -321,6 +370,17 @@ static int drop(void) {
       dropped++;
     }
   return dropped;
+}
+
+static void say_returns(void) {
+  uint64_t peak = 0;
+  for (int i = 0; i < TENTHS; i++)
+    if (returns.tenths[i] > peak) peak = returns.tenths[i];
+  printf("{\"returns\": %lu, \"refused\": %lu, \"shortest\": %.3f, \"longest\": %.3f, "
+         "\"span\": %.3f, \"peak\": %lu}\n",
+         returns.all, returns.refused, returns.shortest, returns.longest,
+         returns.last - returns.first, peak * 10);
+  memset(&returns, 0, sizeof returns);
 }
 
 static void obey(const char *line) {
@@ -344,6 +404,11 @@ static void obey(const char *line) {
     for (int i = 0; i < count; i++)
       if (streams[i].state == OPEN) watch(&streams[i], EPOLL_CTL_ADD, EPOLLIN);
     printf("{}\n");
+  } else if (!strncmp(line, "follow", 6)) {
+    follows = 1;
+    printf("{}\n");
+  } else if (!strncmp(line, "returns", 7)) {
+    say_returns();
   } else {
     fprintf(stderr, "unknown command: %s", line);
     exit(2);
@@ -390,7 +455,7 @@ int main(int argc, char **argv) {
   streams = calloc(count, sizeof *streams);
   for (int i = 0; i < count; i++) {
     // Of the streams that are parsed, as many are in each class as of all.
-    streams[i] = (Stream){.fd = -1, .next = -1, .class = i / every % classes};
+    streams[i] = (Stream){.fd = -1, .next = -1, .class = i / every % classes, .retry = RETRY};
     streams[i].parsed = i % every == 0;
   }
   read_paths();
@@ -399,7 +464,7 @@ int main(int argc, char **argv) {
   epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);
   char line[256];
   while (1) {
-    int n = epoll_wait(epoll, events, 512, command == IDLE ? -1 : 10);
+    int n = epoll_wait(epoll, events, 512, command == IDLE && !follows ? -1 : 10);
     for (int i = 0; i < n; i++) {
       if (events[i].data.u32 < (uint32_t)count) {
         on_event(&streams[events[i].data.u32]);
@@ -411,6 +476,7 @@ int main(int argc, char **argv) {
       obey(line);
     }
     double now = monotonic();
+    follow(now);
     if ((command == TO_CONNECT && connect_done(now)) || (command == TO_COUNT && count_done(now)) ||
         (command == TO_DRAIN && drain_done(now)))
       command = IDLE;

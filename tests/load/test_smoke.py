@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import missing, require
 from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
-from tests.load import coalesce, dashboard, emitting, screen, streams
+from tests.load import coalesce, dashboard, emitting, failover, screen, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -231,6 +231,19 @@ def test_the_way_of_an_event_to_the_screen_is_measured() -> None:
     assert isinstance(heard, float)
     assert isinstance(shown, float)
     assert 0 < heard < shown
+
+
+@pytest.mark.parametrize(("scenario", "behind"), [("sentinel", 0.0), ("cluster", 0.3)])
+def test_a_failover_resets_every_stream_that_misses_something(scenario: str, behind: float) -> None:
+    """Those whose Redis was replaced by one that has everything miss nothing."""
+    options = failover.Options(streams=50, rate=200.0, workers=2, seconds=1.5, behind=behind)
+    values = failover.run(scenario, options).values()
+    assert values["streams with a hole nobody told of"] == 0
+    assert values["streams left silent"] == 0
+    assert values["events that came twice"] == 0
+    assert values["closed by the server"] == 0
+    whole, reset = values["streams that missed nothing"], values["streams that were reset"]
+    assert (whole, reset) == (0, 50) if behind else whole + reset == 50  # type: ignore[operator]
 
 
 def missing_libraries() -> None:
