@@ -189,12 +189,12 @@ def poll() -> Response:
     with process.long_polls.admit(identity.user_id, wait) as patience:
         answer = polling.poll(process.portable, wanted, patience, Caller(request.environ))
     process.metrics.polled(process.hub.rollout.cohort(identity.user_id))
-    streams = process.hub.rollout.includes(identity.user_id)
-    body = answer.body(state.config.poll_interval, streams)
+    streams, away = process.hub.rollout.includes(identity.user_id), process.hub.away
+    body = answer.body(state.config.poll_interval, streams, away)
     response = Response(body, mimetype="application/json")
     response.headers["Cache-Control"] = "private, no-cache"
     response.vary.update(("Authorization", "Cookie"))
-    response.set_etag(_etag(identity, answer, streams))
+    response.set_etag(_etag(identity, answer, streams, away))
     response.make_conditional(request)
     return response
 
@@ -348,10 +348,10 @@ def _remaining(identity: Identity) -> float | None:
     return remaining
 
 
-def _etag(identity: Identity, answer: polling.Answer, streams: bool) -> str:
+def _etag(identity: Identity, answer: polling.Answer, *told: bool) -> str:
     """Name an answer; another user of the same browser must not be shown this one's."""
     who = [identity.user_id, *sorted(identity.permissions)]
-    fields = [*who, answer.position, answer.reset, streams]
+    fields = [*who, answer.position, answer.reset, *told]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:32]
 
 

@@ -28,6 +28,7 @@ SPREAD = 0.8
 _ARRIVAL_STEP = 0.05
 _SOON = 0.1
 _ARRIVAL_WAIT = 0.5
+_BLINK = 1.0
 
 _logger = logging.getLogger("flask_noc_realtime")
 
@@ -169,6 +170,11 @@ class Hub:
         return self._loaded.is_set()
 
     @property
+    def away(self) -> bool:
+        """Whether the broker is; one that only restarts is not worth a word."""
+        return self._broker.away() > _BLINK
+
+    @property
     def noticed(self) -> tuple[int, Rollout]:
         """What changes with every notice that ends streams."""
         return self._notices.newest, self.rollout
@@ -199,7 +205,7 @@ class Hub:
             end = self._log.end
             ordinal = end if found is None else found
             position = self._log.position_at(ordinal)
-        preamble = open_frame(position, retry, round(self.options.heartbeat * 1000))
+        preamble = open_frame(position, retry, round(self.options.heartbeat * 1000), self.away)
         if found is not None:
             return Opening(preamble, ordinal, end)
         reason = "unknown-position"
@@ -235,7 +241,8 @@ class Hub:
         """
         with self._lock:
             position, end = self._log.position, self._log.end
-        return control("heartbeat", {"position": position}, id=position), end
+        data = {"position": position, **said_of(self.away)}
+        return control("heartbeat", data, id=position), end
 
     def horizon(self, now: float) -> int:
         """Return the ordinal that a live stream must have passed at *now*."""
@@ -328,10 +335,15 @@ class Hub:
 
 
 @lru_cache(maxsize=256)
-def open_frame(position: str, retry: int, heartbeat: int) -> bytes:
+def open_frame(position: str, retry: int, heartbeat: int, away: bool = False) -> bytes:
     """Encode the event a stream begins with; *retry* and *heartbeat* are in milliseconds."""
-    data = {"position": position, "retry": retry, "heartbeat": heartbeat}
+    data = {"position": position, "retry": retry, "heartbeat": heartbeat, **said_of(away)}
     return control("stream.open", data, id=position, retry=retry)
+
+
+def said_of(away: bool) -> dict[str, str]:
+    """Return what a client is told of the broker: a stream that brings nothing looks alive."""
+    return {"broker": "away"} if away else {}
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from .frame import unframe
+from .hub import said_of
 from .transport import Caller, StreamRequest
 from .transport.portable import Portable
 
@@ -32,11 +33,12 @@ class Answer(NamedTuple):
     reset: str | None = None
     more: bool = False
 
-    def body(self, interval: float, stream: bool) -> bytes:
+    def body(self, interval: float, stream: bool, away: bool) -> bytes:
         """Return the JSON body.
 
         :param interval: seconds to wait before the next poll.
         :param stream: whether the client may have a stream.
+        :param away: whether the broker is.
         """
         events = b",".join(
             b'{"id":%b,%b' % (json.dumps(id).encode(), data[1:])
@@ -47,6 +49,7 @@ class Answer(NamedTuple):
             "reset": self.reset,
             "retry_after": 0 if self.more else interval,
             "stream": stream,
+            **said_of(away),
         }
         return b'{"events":[%b],%b' % (events, json.dumps(rest).encode()[1:])
 

@@ -6,9 +6,11 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 from types import TracebackType
 
 _SIZE = 65536
+_LOOK = 0.25
 
 
 class FaultProxy:
@@ -29,6 +31,8 @@ class FaultProxy:
         self._held: list[socket.socket] = []
         self._mute: set[socket.socket] = set()
         self._closing = False
+        self.lifetime: float | None = None
+        """Seconds after which a connection is ended, as balancers do; None is for ever."""
         self.asked = 0
         """How many connections were made."""
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -65,6 +69,11 @@ class FaultProxy:
             self._how, self._answer = how, answer
         if how != "freeze":
             self.cut()
+
+    def lead(self, server: tuple[str, int]) -> None:
+        """Stand before another server from now on."""
+        self._server = server
+        self.cut()
 
     def mute(self) -> None:
         """Let what there is pass no byte more, and end none of it; new connections pass."""
@@ -127,15 +136,19 @@ class FaultProxy:
         with selectors.DefaultSelector() as selector, client, server:
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
+            made = time.monotonic()
             with contextlib.suppress(OSError):
-                while self._move(selector):
+                while self._move(selector) and not self._expired(made):
                     pass
         with self._lock:
             del self._pairs[client], self._pairs[server]
 
+    def _expired(self, made: float) -> bool:
+        return self.lifetime is not None and time.monotonic() - made > self.lifetime
+
     def _move(self, selector: selectors.BaseSelector) -> bool:
         """Pass on what there is; return False at the end of either side."""
-        for key, _ in selector.select():
+        for key, _ in selector.select(_LOOK):
             part = key.fileobj.recv(_SIZE)  # type: ignore[union-attr]
             if not part:
                 return False

@@ -56,6 +56,10 @@ class SilentBroker:
         """Know no order."""
         return False
 
+    def away(self) -> float:
+        """Have only just begun to look."""
+        return 0.0
+
     def ping(self) -> None:
         """Not asked for here."""
 
@@ -120,6 +124,19 @@ def test_a_heartbeat_carries_the_newest_position() -> None:
         f'id: {position}\nevent: heartbeat\ndata: {{"position":"{position}"}}\n\n'.encode(),
         hub.end,
     )
+
+
+def test_a_stream_is_told_that_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it opens and with each heartbeat: a screen that is told nothing looks alive."""
+    monkeypatch.setattr(hub_module, "_BLINK", 0.0)
+    broker, hub = started()
+    assert b"away" not in hub.open(None).preamble + hub.heartbeat()[0]
+    broker.cut()
+    wait_until(lambda: hub.away, 10, "it is away")
+    for said in (hub.open(None).preamble, hub.heartbeat()[0]):
+        assert b',"broker":"away"}\n\n' in said
+    broker.heal()
+    assert b"away" not in hub.open(None).preamble + hub.heartbeat()[0]
 
 
 def test_the_horizon_is_what_arrived_longer_ago_than_the_lag_allows(

@@ -13,6 +13,7 @@ import pytest
 from flask import Flask, Request
 
 from flask_noc_realtime import Identity, NocRealtime
+from flask_noc_realtime import hub as hub_module
 from flask_noc_realtime.transport import Caller
 from tests.processes import wait_until
 
@@ -110,6 +111,18 @@ def test_a_poll_ends_with_its_worker(make: Callable[..., Site]) -> None:
     asked = site.wait()
     site.process.close()
     assert answered(asked)["retry_after"] == 5.0
+
+
+def test_a_poll_is_told_that_the_broker_is_away(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stream is: an answer without events would look as if nothing happened."""
+    monkeypatch.setattr(hub_module, "_BLINK", 0.0)
+    site = make()
+    assert "broker" not in site.ask(wait=0)[0]
+    site.process.broker.cut()
+    wait_until(lambda: site.process.hub.away, TIMEOUT, "it is away")
+    assert site.ask(wait=0)[0]["broker"] == "away"
 
 
 def test_a_poll_too_many_of_a_user_is_answered_at_once(make: Callable[..., Site]) -> None:

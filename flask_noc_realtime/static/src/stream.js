@@ -179,17 +179,25 @@ export class Stream {
       this.#stopPolling();
       // It repeats the position that was asked for, which polling may have passed.
       if (this.#position === null) this.#mark(id);
-      this.#show("live", null);
+      this.#claim("live", null, body);
     } else if (type === "stream.reset") {
       this.#gap(body.reason, id);
     } else if (type === "stream.close") {
       return new Ended("closed", body.reason, body.retry);
     } else if (type === "heartbeat") {
       this.#mark(id);
+      this.#claim("live", null, body);
     } else {
+      this.#claim("live", null, {});
       this.#deliver({ id, type: body.type, data: body.data, timestamp: body.timestamp }, data.length);
     }
     return null;
+  }
+
+  /** Show a state, unless the server says that it has lost its broker: then it brings nothing. */
+  #claim(name, reason, { broker }) {
+    const [shown, why] = broker === "away" ? ["reconnecting", "broker"] : [name, reason];
+    if (this.#state.name !== shown || this.#state.reason !== why) this.#show(shown, why);
   }
 
   /** Decide what follows the end of a connection; return the milliseconds until the next. */
@@ -337,7 +345,7 @@ export class Stream {
         this.#told.wire(`${JSON.stringify(answer)}\n`);
         this.#refused = false;
         delay = this.#answered(answer);
-        if (!poller.working) this.#show("polling", poller.reason);
+        this.#claim("polling", poller.reason, answer);
         poller.working = true;
       } catch (error) {
         if (poller.signal.aborted) return;
