@@ -213,6 +213,11 @@ class Streams(_Program):
         """Read all streams again."""
         self._ask("resume")
 
+    def shed(self, streams: int) -> int:
+        """Close so many that are open, in turn; return how many there were."""
+        closed: int = self._ask(f"shed {streams}")["shed"]
+        return closed
+
     def follow(self) -> None:
         """Let streams that end come back by themselves from now on, when they were told to."""
         self._ask("follow")

@@ -32,7 +32,11 @@ class LoadServer:
 
     def resident(self) -> int:
         """Return the bytes of memory its workers hold."""
-        return sum(_resident(pid) for pid in self.pids)
+        return sum(map(resident, self.pids))
+
+    def workers(self) -> list[int]:
+        """Return its workers as they are now; `pids` are those it began with."""
+        return self._gunicorn.worker_pids()
 
     def view(self) -> None:
         """Get the ordinary view once."""
@@ -84,7 +88,8 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Return the bytes of memory a process holds."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

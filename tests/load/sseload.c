@@ -16,6 +16,7 @@
 //                              k saw those with number k modulo SPREAD
 //   drop                       close every stream
 //   stall K / resume           stop reading the first K streams / go on
+//   shed K                     close the next K open streams, in turn
 //   follow                     from now on streams that end come back by themselves, after the
 //                              delay they were told, as browsers do
 //   returns                    say when they did
@@ -288,7 +289,7 @@ static void follow(double now) {
   for (int i = 0; i < count; i++)
     if (streams[i].due && streams[i].due <= now) {
       streams[i].due = 0;
-      open_stream(&streams[i]);
+      if (streams[i].state == CLOSED) open_stream(&streams[i]);
     }
 }
 
@@ -372,6 +373,17 @@ static int drop(void) {
   return dropped;
 }
 
+static int shed(int wanted) {
+  static int next;
+  int closed = 0;
+  for (int seen = 0; seen < count && closed < wanted; seen++, next = (next + 1) % count)
+    if (streams[next].state == OPEN) {
+      end(&streams[next]);
+      closed++;
+    }
+  return closed;
+}
+
 static void say_returns(void) {
   uint64_t peak = 0;
   for (int i = 0; i < TENTHS; i++)
@@ -384,7 +396,7 @@ static void say_returns(void) {
 }
 
 static void obey(const char *line) {
-  int stalled = 0;
+  int stalled = 0, leaving = 0;
   begun = monotonic();
   if (sscanf(line, "connect %ld", &first) == 1) {
     command = TO_CONNECT;
@@ -404,6 +416,8 @@ static void obey(const char *line) {
     for (int i = 0; i < count; i++)
       if (streams[i].state == OPEN) watch(&streams[i], EPOLL_CTL_ADD, EPOLLIN);
     printf("{}\n");
+  } else if (sscanf(line, "shed %d", &leaving) == 1) {
+    printf("{\"shed\": %d}\n", shed(leaving));
   } else if (!strncmp(line, "follow", 6)) {
     follows = 1;
     printf("{}\n");

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import missing, require
 from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
-from tests.load import coalesce, dashboard, emitting, failover, screen, streams
+from tests.load import coalesce, dashboard, emitting, failover, screen, soak, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -244,6 +244,23 @@ def test_a_failover_resets_every_stream_that_misses_something(scenario: str, beh
     assert values["closed by the server"] == 0
     whole, reset = values["streams that missed nothing"], values["streams that were reset"]
     assert (whole, reset) == (0, 50) if behind else whole + reset == 50  # type: ignore[operator]
+
+
+def test_churn_and_faults_cost_no_event_and_no_descriptor() -> None:
+    """Whatever ends is given back, and whoever was away comes back to where they were."""
+    values = soak.run(soak.Options(0.15, warm_up=0.02, streams=50, between=1.5)).values()
+    assert values["faults"] == 5
+    assert values["disconnects"] > 0  # type: ignore[operator]
+    assert values["that have everything"] == values["streams"] == 50
+    assert [values[f"events {name}"] for name in ("missed", "repeated", "skipped by a reset")] == [
+        0,
+        0,
+        0,
+    ]
+    after, end = (
+        values[f"file descriptors {when}"] for when in ("after the warm-up", "in the end")
+    )
+    assert after == end
 
 
 def missing_libraries() -> None:
