@@ -147,10 +147,12 @@ def suffer(soak: Soak, options: Options, report: Report) -> None:
     end = begun + options.minutes * 60
     faults, next_fault = cycle(FAULTS), begun + options.between
     suffered, samples, descriptors, shed = 0, [], 0, 0
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < end or suffered < len(FAULTS):
         soak.streams.count(min(1.0, max(0.05, end - now)))
         shed += soak.streams.shed(int((now - begun) * options.churn) - shed)
-        if now >= next_fault and end - now > options.between / 2:
+        # The last is over, and everything there again, before it ends.
+        quiet = end - now < options.between / 2 and suffered >= len(FAULTS)
+        if now >= next_fault and not quiet:
             fault = next(faults)
             say(f"  {(now - begun) / 60:5.1f} min: {fault.__name__}")
             fault(soak)

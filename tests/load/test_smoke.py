@@ -249,14 +249,11 @@ def test_a_failover_resets_every_stream_that_misses_something(scenario: str, beh
 def test_churn_and_faults_cost_no_event_and_no_descriptor() -> None:
     """Whatever ends is given back, and whoever was away comes back to where they were."""
     values = soak.run(soak.Options(0.15, warm_up=0.02, streams=50, between=1.5)).values()
-    assert values["faults"] == 5
+    assert values["faults"] >= 5  # type: ignore[operator]
     assert values["disconnects"] > 0  # type: ignore[operator]
     assert values["that have everything"] == values["streams"] == 50
-    assert [values[f"events {name}"] for name in ("missed", "repeated", "skipped by a reset")] == [
-        0,
-        0,
-        0,
-    ]
+    for name in ("missed", "repeated", "skipped by a reset"):
+        assert values[f"events {name}"] == 0
     after, end = (
         values[f"file descriptors {when}"] for when in ("after the warm-up", "in the end")
     )
