@@ -28,7 +28,6 @@ from tests.redis_server import RedisServer
 from tests.requirements import find
 
 _STALLED = 50
-_HELD_UP = 3.0
 _HISTORY = "2000"
 
 
@@ -42,16 +41,20 @@ class Options:
     churn: int = 10
     rate: float = 20.0
     between: float = 60.0
+    held_up: float = 3.0
 
 
 class Soak:
     """The first worker is never killed: it is the one that is watched."""
 
-    def __init__(self, server: LoadServer, redis: RedisServer, streams: Streams) -> None:
+    def __init__(
+        self, server: LoadServer, redis: RedisServer, streams: Streams, held_up: float
+    ) -> None:
         self.server = server
         self.redis = redis
         self.streams = streams
         self.watched = server.pids[0]
+        self._held_up = held_up
 
     def kill_worker(self) -> None:
         """Kill the worker that is not watched, with no word of farewell."""
@@ -73,13 +76,13 @@ class Soak:
     def freeze_redis(self) -> None:
         """Let Redis answer nobody for a while."""
         self.redis.pause()
-        self.streams.count(_HELD_UP)
+        self.streams.count(self._held_up)
         self.redis.resume()
 
     def stall_clients(self) -> None:
         """Let some clients read nothing for a while."""
         self.streams.stall(_STALLED)
-        self.streams.count(_HELD_UP)
+        self.streams.count(self._held_up)
         self.streams.resume()
 
     def descriptors(self) -> int:
@@ -120,7 +123,7 @@ def run(options: Options) -> Report:
         streams = stack.enter_context(Streams(server.port, options.streams, STREAM))
         emitter = stack.enter_context(ProcessEmitter("noc", redis.url))
         load = Load(streams, emitter, options.streams, 200)
-        soak = Soak(server, redis, streams)
+        soak = Soak(server, redis, streams, options.held_up)
         connected = streams.connect(0)
         report.add("failed to connect", connected.failed, target="0")
         streams.follow()
@@ -186,6 +189,7 @@ _HELP = {
     "churn": "streams a second that leave and come back",
     "rate": "events a second",
     "between": "seconds between two faults",
+    "held_up": "seconds for which Redis stands still, and clients read nothing",
 }
 
 
