@@ -170,6 +170,20 @@ def _raise_files(needed: int) -> str:
     return f"Raise `ulimit -n`; in a systemd unit, LimitNOFILE={2 * needed}."
 
 
+def check_gauges(here: Surroundings) -> Finding:
+    """Tell whether the metrics of a worker that is gone go too."""
+    if not here.counts_together:
+        return Finding(OK, "No metrics are left by a worker that ends.")
+    if "child_exit" in here.settings:
+        return Finding(OK, "gunicorn.conf.py has a child_exit, for metrics of a worker that ends.")
+    return Finding(
+        WARN,
+        "PROMETHEUS_MULTIPROC_DIR is set and gunicorn.conf.py has no child_exit: the streams of a "
+        "worker that was killed count for ever.",
+        "from flask_noc_realtime.gunicorn import child_exit",
+    )
+
+
 # Redis.
 
 
@@ -468,6 +482,7 @@ _HERE: Sequence[Check] = (
     check_identity,
     check_heartbeat,
     check_open_files,
+    check_gauges,
 )
 _REDIS: Sequence[Check] = (
     check_redis_version,

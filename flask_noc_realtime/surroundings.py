@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .errors import BrokerUnavailable, ConfigError
+from .metrics import MULTIPROCESS
 
 if TYPE_CHECKING:
     from .broker.census import Answers
@@ -46,6 +47,7 @@ class Surroundings:
     :ivar identifies: whether the app can tell who asks.
     :ivar versions: those of gunicorn and gevent; empty where one is not installed.
     :ivar settings: what gunicorn is told by its environment and by ``gunicorn.conf.py``.
+    :ivar counts_together: whether workers leave their metrics in a directory.
     :ivar open_files: as many as a process may have.
     :ivar streams: as many as a worker is to hold.
     """
@@ -54,6 +56,7 @@ class Surroundings:
     identifies: bool
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
+    counts_together: bool
     open_files: float
     streams: int
 
@@ -66,6 +69,7 @@ def look_around(config: Config, *, identifies: bool, streams: int) -> Surroundin
         identifies=identifies,
         versions={name: _version(name) for name in ("gunicorn", "gevent")},
         settings=gunicorn_settings(os.environ, Path()),
+        counts_together=MULTIPROCESS in os.environ,
         open_files=math.inf if limit == resource.RLIM_INFINITY else limit,
         streams=streams,
     )
@@ -101,15 +105,22 @@ def gunicorn_settings(environ: Mapping[str, str], directory: Path) -> dict[str, 
 
 def _assigned(source: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    assignments = [each for each in ast.parse(source).body if isinstance(each, ast.Assign)]
-    for assignment in assignments:
-        for target in assignment.targets:
-            if isinstance(target, ast.Name) and target.id in _OPTIONS:
-                try:
-                    found[target.id] = ast.literal_eval(assignment.value)
-                except ValueError:
-                    found[target.id] = COMPUTED
-    return found
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign):
+            names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
+            found |= dict.fromkeys(names, _value(statement.value))
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            found |= {each.asname or each.name: COMPUTED for each in statement.names}
+        elif isinstance(statement, ast.FunctionDef):
+            found[statement.name] = COMPUTED
+    return {name: value for name, value in found.items() if name in (*_OPTIONS, "child_exit")}
+
+
+def _value(expression: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(expression)
+    except ValueError:
+        return COMPUTED
 
 
 def _version(name: str) -> str:

@@ -57,7 +57,7 @@ def test_an_app_that_is_well_and_its_redis_are_said_to_be(
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0] == "here" and "redis" in lines
-    assert lines[-1] == "12 ok, 0 warn, 0 fail."
+    assert lines[-1] == "13 ok, 0 warn, 0 fail."
 
 
 def test_a_redis_that_evicts_the_log_and_cuts_workers_off_is_found(

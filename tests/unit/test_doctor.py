@@ -24,6 +24,7 @@ from flask_noc_realtime.surroundings import (
 )
 from flask_noc_realtime.target import Target
 from flask_noc_realtime.visit import Visit
+from tests.documentation import DOCS
 
 SHARED = Config.from_mapping({"NOC_REALTIME_URL": "redis://localhost"})
 HERE = Surroundings(
@@ -31,6 +32,7 @@ HERE = Surroundings(
     identifies=True,
     versions={"gunicorn": "23.0.0", "gevent": "25.5.1"},
     settings={"worker_class": "gevent", "workers": "4"},
+    counts_together=False,
     open_files=65536,
     streams=1000,
 )
@@ -76,7 +78,7 @@ def test_where_all_is_well_there_is_nothing_to_do() -> None:
     findings += doctor.judge_workers(Workers(1, [WORKER], 1000))
     assert levels(findings) == {"ok"}
     assert not any(finding.what_to_do for finding in findings)
-    assert len({finding.what for finding in findings}) == len(findings) == 23
+    assert len({finding.what for finding in findings}) == len(findings) == 24
 
 
 def config(**values: Any) -> Config:
@@ -100,6 +102,7 @@ def config(**values: Any) -> Config:
         ({"config": config(), "settings": {}}, "warn", "does not show here how many"),
         ({"config": config(HEARTBEAT=45), "identifies": True}, "warn", "more than 45 s"),
         ({"identifies": False}, "fail", "answers every stream with 401"),
+        ({"counts_together": True}, "warn", "gunicorn.conf.py has no child_exit"),
         ({"open_files": 1024}, "fail", "may open 1024 files, and a worker with 1000 streams"),
     ],
 )
@@ -239,6 +242,29 @@ def test_gunicorn_is_told_by_its_environment_and_its_file(settings: Settings) ->
 def test_no_code_of_the_file_is_run(settings: Settings) -> None:
     """It may patch, or start what it likes; what it computes is called so."""
     assert settings("raise SystemExit\nworkers = 2 * 4 + 1\n") == {"workers": COMPUTED}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from flask_noc_realtime.gunicorn import child_exit",
+        "def child_exit(server, worker):\n    pass",
+        "from hooks import gone as child_exit",
+        "child_exit = lambda server, worker: None",
+    ],
+)
+def test_a_hook_is_seen_however_it_comes_there(source: str, settings: Settings) -> None:
+    """It forgets the metrics of a worker that has ended."""
+    assert settings(source) == {"child_exit": COMPUTED}
+    found = doctor.check_gauges(replace(HERE, counts_together=True, settings=settings(source)))
+    assert found.level == "ok"
+
+
+def test_nothing_is_wrong_with_the_gunicorn_conf_of_the_recipes() -> None:
+    """It is what the page about deployment has people copy."""
+    told = gunicorn_settings({}, DOCS / "recipes")
+    here = replace(HERE, settings=told, counts_together=True)
+    assert levels(doctor.judge_surroundings(here)) == {"ok"}
 
 
 def test_another_file_is_read_where_the_environment_names_it(
