@@ -258,7 +258,6 @@ class _Stream:
         self._client = client
         self._path = path
         self._found = found
-        self._frames = Frames()
         self._closing = ""
 
     async def run(self, timeout: float, tried: asyncio.Event) -> None:
@@ -290,6 +289,7 @@ class _Stream:
         if not answer.headers.get("content-type", "").startswith("text/event-stream"):
             raise _Refused("no event stream")
         self._body = answer.body
+        self._frames = Frames(answer.headers.get("content-encoding", ""))
         async for wire in self._body:
             frames = self._frames.feed(wire)
             for frame in frames:

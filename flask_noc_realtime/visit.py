@@ -124,7 +124,9 @@ def _open(target: Target, prefix: str, patience: float, wait: float, found: Visi
         response = connection.getresponse()
         found.status = response.status
         found.version = "1.0" if response.version == 10 else "1.1"
-        found.headers = {name.lower(): value for name, value in response.getheaders()}
+        found.headers = {
+            name.lower(): ", ".join(response.headers.get_all(name, ())) for name in response.headers
+        }
         if response.status == 200 and _is_stream(found):
             _watch(response, sock, begun, patience, wait, found)
     finally:

@@ -192,6 +192,23 @@ def test_a_stream_that_the_app_ends_is_no_fault_of_a_proxy() -> None:
     assert "fail" not in wrong(seen).values()
 
 
+def test_a_cookie_that_binds_a_browser_to_a_machine_is_found() -> None:
+    """Among others, each in a header of its own."""
+    app = Flask("bound")
+    app.config.update(NOC_REALTIME_HEARTBEAT=0.5, NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    NocRealtime(app)
+
+    @app.after_request
+    def bind(response: Any) -> Any:
+        for name in ("theme", "SERVERID", "lang"):
+            response.set_cookie(name, "x")
+        return response
+
+    with served(app) as url:
+        found = wrong(look(url))
+    assert found["The cookie SERVERID binds a browser to a machine."] == "warn"
+
+
 def test_who_asks_is_said_by_a_header() -> None:
     """Without one the app answers as it does to anybody."""
     app = Flask("closed")

@@ -86,7 +86,7 @@ def test_a_herd_is_answered_by_one_execution(server: GunicornServer, data: Data)
     assert len(data.runs("herd")) == 1
     assert found.shared["worked out"] == 1
     assert found.shared["joined"] + found.shared["kept"] == 29
-    assert found.body()["answer_ms"]["p50"] >= 300
+    assert found.body()["answer_ms"]["max"] >= 500
 
 
 def test_a_herd_that_fails_is_counted(server: GunicornServer) -> None:
