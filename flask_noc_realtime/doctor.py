@@ -465,7 +465,12 @@ def check_stickiness(seen: Visit) -> Finding:
     """Tell whether a browser is bound to a machine."""
     found = _AFFINITY.findall(seen.headers.get("set-cookie", ""))
     if not found:
-        return Finding(OK, "No cookie of a balancer came with it, and none is needed.")
+        workers = len({worker for worker in seen.workers if worker})
+        return Finding(
+            OK,
+            f"{len(seen.workers)} connections reached {workers} of the workers. No cookie of a "
+            "balancer binds a browser to one, and none need.",
+        )
     return Finding(
         WARN,
         f"The cookie {found[0]} binds a browser to a machine.",

@@ -15,6 +15,7 @@ _logger = logging.getLogger("flask_noc_realtime")
 class Health(NamedTuple):
     """How a worker is.
 
+    :ivar worker: its name, which says nothing but that it is another.
     :ivar draining: whether it was told to leave.
     :ivar loaded: whether it has ever had the broker's history.
     :ivar away: seconds for which the broker has been away, 0 while it is there.
@@ -25,6 +26,7 @@ class Health(NamedTuple):
     :ivar position: the newest one it knows.
     """
 
+    worker: str
     draining: bool
     loaded: bool
     away: float
@@ -57,6 +59,7 @@ class Health(NamedTuple):
             "lag": None if self.lag is None else round(self.lag, 3),
             "streams": self.streams,
             "position": self.position,
+            "worker": self.worker,
         }
 
 

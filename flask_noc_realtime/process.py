@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -51,6 +52,7 @@ class Process:
 
     def __init__(self, config: Config, catalogue: Catalogue, metrics: Metrics = OFF) -> None:
         self.pid = os.getpid()
+        self.name = secrets.token_hex(4)
         self.metrics = metrics
         self.broker = create_broker(config)
         self.hub = Hub(self.broker, config.hub_options)
@@ -122,6 +124,7 @@ class Process:
         self.hub.start()
         worker, pump = gunicorn_worker(), self._pump
         return Health(
+            worker=self.name,
             draining=self.hub.closing.is_set() or not getattr(worker, "alive", True),
             loaded=self.hub.loaded,
             away=self.broker.away(),

@@ -18,6 +18,7 @@ from .target import Target
 
 _BYTES = 64 * 1024
 _SLACK = 2.0
+_CONNECTS = 8
 _EVENT = re.compile(rb"^event: ([^\n]*)$", re.M)
 _DATA = re.compile(rb"^data: ([^\n]*)$", re.M)
 
@@ -43,6 +44,7 @@ class Visit:
     :ivar watched: seconds from ``stream.open`` to the end of the visit.
     :ivar ended: whether the stream was ended by somebody else.
     :ivar closing: the reason in its ``stream.close``, if there was one.
+    :ivar workers: which worker answered, for each of several connections.
     :ivar health: what the app says of itself, or None.
     :ivar health_status: the status of that, 0 for no answer.
     """
@@ -58,6 +60,7 @@ class Visit:
     watched: float = 0.0
     ended: bool = False
     closing: str = ""
+    workers: list[str] = field(default_factory=list)
     health: Mapping[str, Any] | None = None
     health_status: int = 0
 
@@ -72,7 +75,10 @@ def visit(target: Target, prefix: str, *, patience: float, wait: float) -> Visit
     found = Visit()
     try:
         found.offers_h2 = _offers_h2(target, patience)
-        _ask_health(target, prefix, patience, found)
+        found.health_status, found.health = _ask_health(target, prefix, "?deep=1", patience)
+        for _ in range(_CONNECTS if found.health else 0):
+            _, health = _ask_health(target, prefix, "", patience)
+            found.workers.append(str((health or {}).get("worker", "")))
         _open(target, prefix, patience, wait, found)
     except ssl.SSLCertVerificationError as error:
         found.error = f"its certificate is not trusted here: {error.verify_message}"
@@ -99,18 +105,23 @@ def _offers_h2(target: Target, patience: float) -> bool | None:
             return sock.selected_alpn_protocol() == "h2"
 
 
-def _ask_health(target: Target, prefix: str, patience: float, found: Visit) -> None:
+def _ask_health(
+    target: Target, prefix: str, query: str, patience: float
+) -> tuple[int, Mapping[str, Any] | None]:
+    """Return the status, and what the app says of itself; None for a page of somebody else."""
     connection = _connect(target, patience)
     try:
-        connection.request("GET", f"{target.path}{prefix}/health?deep=1", headers=_sent(target))
+        path = f"{target.path}{prefix}/health{query}"
+        connection.request("GET", path, headers=_sent(target) | {"Connection": "close"})
         response = connection.getresponse()
-        found.health_status = response.status
-        body = json.loads(response.read(_BYTES))
-        found.health = body if isinstance(body, dict) and "status" in body else None
-    except ValueError:
-        pass  # A page of somebody else.
+        status, text = response.status, response.read(_BYTES)
     finally:
         connection.close()
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    return status, body if isinstance(body, dict) and "status" in body else None
 
 
 def _open(target: Target, prefix: str, patience: float, wait: float, found: Visit) -> None:

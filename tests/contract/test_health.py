@@ -69,6 +69,7 @@ def test_a_worker_tells_how_it_is(
         "lag": None,
         "streams": 0,
         "position": process_of(app).position(),
+        "worker": process_of(app).name,
     }
 
 

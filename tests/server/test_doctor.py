@@ -86,6 +86,8 @@ def test_a_stream_of_gunicorn_is_well(server: GunicornServer) -> None:
     assert wrong(seen) == {}
     assert (seen.heartbeat, seen.version, seen.offers_h2) == (0.5, "1.1", None)
     assert seen.arrivals and not seen.ended
+    assert len(seen.workers) == 8
+    assert len(set(seen.workers) - {""}) == 1
 
 
 def test_the_command_shows_what_the_page_about_it_shows(

@@ -207,6 +207,12 @@ def assert_found(findings: list[Finding], level: str, what: str) -> None:
     assert found.what_to_do
 
 
+def test_it_is_told_how_many_workers_were_reached() -> None:
+    """By their names; what it does not say is not guessed."""
+    several = doctor.check_stickiness(seen(workers=["a", "b", "a", "c"]))
+    assert several.what.startswith("4 connections reached 3 of the workers.")
+
+
 def test_silences_are_counted_from_the_opening_to_the_end() -> None:
     """The last of them is what an idle timeout saw."""
     assert silences(seen(arrivals=[2.0, 5.0], watched=9.0)) == [2.0, 3.0, 4.0]

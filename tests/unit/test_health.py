@@ -14,6 +14,7 @@ from tests.processes import wait_until
 
 TIMEOUT = 10.0
 WELL = Health(
+    worker="a1b2",
     draining=False,
     loaded=True,
     away=0.0,
@@ -49,6 +50,7 @@ def test_a_worker_is_what_is_worst_about_it(
         "lag": 0.0,
         "streams": 3,
         "position": "5-0",
+        "worker": "a1b2",
     }
 
 
