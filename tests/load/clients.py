@@ -136,7 +136,7 @@ class Drained:
 
 @dataclass(frozen=True)
 class Returns:
-    """How streams that had ended came back, since this was last asked.
+    """How streams that had ended came back.
 
     :ivar refused: attempts that failed.
     :ivar shortest: seconds one was away.
@@ -263,10 +263,15 @@ class Floor(_Program):
 
 
 class Prober:
-    """Gets the ordinary view every 20 ms, each time on a new connection; a context manager."""
+    """Gets the ordinary view every 20 ms, each time on a new connection; a context manager.
+
+    :ivar failures: requests without the answer there should be.
+    :ivar refused: those of them that reached nobody who listened.
+    """
 
     def __init__(self, port: int, path: str) -> None:
         self.failures = 0
+        self.refused = 0
         self._latencies: list[float] = []
         self._address = ("127.0.0.1", port, path)
         self._ended = threading.Event()
@@ -300,8 +305,9 @@ class Prober:
                 connection.request("GET", path, headers={"Connection": "close"})
                 if connection.getresponse().read() != b"ok":
                     self.failures += 1
-            except OSError:
+            except (OSError, http.client.HTTPException) as error:
                 self.failures += 1
+                self.refused += isinstance(error, ConnectionRefusedError)
             finally:
                 connection.close()
             self._latencies.append(time.monotonic() - begun)

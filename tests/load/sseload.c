@@ -392,7 +392,6 @@ static void say_returns(void) {
          "\"span\": %.3f, \"peak\": %lu}\n",
          returns.all, returns.refused, returns.shortest, returns.longest,
          returns.last - returns.first, peak * 10);
-  memset(&returns, 0, sizeof returns);
 }
 
 static void obey(const char *line) {

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import missing, require
 from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
-from tests.load import coalesce, dashboard, emitting, failover, screen, soak, streams
+from tests.load import coalesce, dashboard, emitting, failover, rolling, screen, soak, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -258,6 +258,21 @@ def test_churn_and_faults_cost_no_event_and_no_descriptor() -> None:
     begin, end = [values[f"file descriptors {at}"] for at in ("after the warm-up", "in the end")]
     # A pool of connections to Redis has more after a herd, and fewer after an outage.
     assert end <= begin + 10  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("scenario", rolling.SCENARIOS)
+def test_streams_of_workers_that_are_replaced_come_back_and_have_everything(scenario: str) -> None:
+    """No page is answered with an error meanwhile."""
+    options = rolling.Options(streams=100, workers=2, seconds=2.0, retry=1.0)
+    values = rolling.run(scenario, options).values()
+    assert values["streams that have everything"] == 100
+    # One that is back before gunicorn's second is over may find a worker that leaves as well.
+    assert values["back"] == values["ended by the server"] >= 100  # type: ignore[operator]
+    for name in ("events missing", "events skipped by a reset", "events repeated"):
+        assert values[name] == 0
+    assert values["views that failed"] == 0
+    assert values["views not answered, nobody listening"] == 0 or scenario == "stop"
+    assert values["first back after"] >= 0.5  # type: ignore[operator]
 
 
 def missing_libraries() -> None:
