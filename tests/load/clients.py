@@ -266,12 +266,12 @@ class Prober:
     """Gets the ordinary view every 20 ms, each time on a new connection; a context manager.
 
     :ivar failures: requests without the answer there should be.
-    :ivar refused: those of them that reached nobody who listened.
+    :ivar unanswered: those of them that got none, since nobody listened any more.
     """
 
     def __init__(self, port: int, path: str) -> None:
         self.failures = 0
-        self.refused = 0
+        self.unanswered = 0
         self._latencies: list[float] = []
         self._address = ("127.0.0.1", port, path)
         self._ended = threading.Event()
@@ -305,9 +305,9 @@ class Prober:
                 connection.request("GET", path, headers={"Connection": "close"})
                 if connection.getresponse().read() != b"ok":
                     self.failures += 1
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException):
                 self.failures += 1
-                self.refused += isinstance(error, ConnectionRefusedError)
+                self.unanswered += 1
             finally:
                 connection.close()
             self._latencies.append(time.monotonic() - begun)

@@ -270,8 +270,9 @@ def test_streams_of_workers_that_are_replaced_come_back_and_have_everything(scen
     assert values["back"] == values["ended by the server"] >= 100  # type: ignore[operator]
     for name in ("events missing", "events skipped by a reset", "events repeated"):
         assert values[name] == 0
-    assert values["views that failed"] == 0
-    assert values["views not answered, nobody listening"] == 0 or scenario == "stop"
+    assert values["views answered wrongly"] == 0
+    # Without workers there is nobody to answer.
+    assert values["views not answered"] == 0 or scenario == "stop"
     assert values["first back after"] >= 0.5  # type: ignore[operator]
 
 
