@@ -113,6 +113,7 @@ class Drained:
     :ivar missing: events passed over without a reset.
     :ivar repeated: events that came again.
     :ivar skipped: events passed over with a reset.
+    :ivar history_lost: resets for the reason that Redis had lost events.
     :ivar reset_streams: streams that had a reset.
     :ivar holed_streams: streams of which an event is missing.
     """
@@ -123,6 +124,7 @@ class Drained:
     repeated: int
     skipped: int
     resets: int
+    history_lost: int
     closed: int
     reset_streams: int
     holed_streams: int

@@ -63,7 +63,7 @@ typedef struct {
   int64_t ts, seq;
   const char *id;
   size_t id_length;
-  int reset, chunks;
+  int reset, lost, chunks;
   double retry;
 } Frame;
 
@@ -72,7 +72,7 @@ static struct {
   uint64_t latencies, histogram[BUCKETS + 1];
   int64_t slowest;
 } window;
-static struct { uint64_t missing, repeated, skipped, resets, closed; } total;
+static struct { uint64_t missing, repeated, skipped, resets, lost, closed; } total;
 
 static struct {
   uint64_t all, refused, tenths[TENTHS];
@@ -128,6 +128,7 @@ static void dispatch(Stream *s, const Frame *f, int64_t now) {
     s->lost = s->reset = 1;
     window.resets++;
     total.resets++;
+    total.lost += f->lost;
   }
   if (f->seq < 0) return;
   window.events++;
@@ -146,6 +147,7 @@ static void dispatch(Stream *s, const Frame *f, int64_t now) {
 }
 
 static void read_data(Frame *f, char *line, size_t length) {
+  if (f->reset) f->lost = memmem(line, length, "\"history-lost\"", 14) != NULL;
   char *ts = memmem(line, length, "ts=", 3);
   if (!ts) return;
   char *rest;
@@ -356,10 +358,11 @@ static int drain_done(double now) {
   }
   if (complete < parsed && now - begun < lasts) return 0;
   printf("{\"parsed\": %d, \"complete\": %d, \"missing\": %lu, \"repeated\": %lu, "
-         "\"skipped\": %lu, \"resets\": %lu, \"closed\": %lu, \"reset_streams\": %d, "
+         "\"skipped\": %lu, \"resets\": %lu, \"history_lost\": %lu, \"closed\": %lu, "
+         "\"reset_streams\": %d, "
          "\"holed_streams\": %d, \"seconds\": %.3f}\n",
          parsed, complete, total.missing, total.repeated, total.skipped, total.resets,
-         total.closed, reset, holes, now - begun);
+         total.lost, total.closed, reset, holes, now - begun);
   return 1;
 }
 

@@ -310,7 +310,7 @@ RESET = b'2f\r\nid: 9-9\nevent: stream.reset\ndata: {"reason":1}\n\n\r\n'
 
 
 def receive(
-    *connections: bytes, total: int, cut: int = 1 << 20, timeout: float = 5.0
+    *connections: bytes, total: int, cut: int = 1 << 20, timeout: float = 20.0
 ) -> tuple[Drained, list[bytes]]:
     """Serve each of *connections* in turn to one stream, in parts of *cut* bytes."""
     requests: list[bytes] = []
