@@ -6,26 +6,25 @@ Streams must miss nothing, or be told so by a reset.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 
 from tests.load.bench import Load
 from tests.load.clients import Drained, Streams
+from tests.load.command import run_scenarios
 from tests.load.emission import ProcessEmitter
 from tests.load.report import Report
 from tests.load.server import STREAM, serve
 from tests.processes import wait_until
 from tests.redis_server import RedisServer
 from tests.redis_topologies import AT_ONCE, Cluster, Sentinel, follows
-from tests.requirements import find
 
 _SMALL = 16 * 1024
 _FILL = "for _ = 1, 32 do redis.call('SET', KEYS[1], string.rep('x', ARGV[1])) end"
@@ -202,27 +201,7 @@ _HELP = {
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for and print the table of each scenario."""
     parser = argparse.ArgumentParser("python -m tests.load.failover", description=__doc__)
-    parser.add_argument("scenario", nargs="?", default="all", choices=[*SCENARIOS, "all"])
-    for field in fields(Options):
-        parser.add_argument(
-            f"--{field.name}",
-            type=type(field.default),
-            default=field.default,
-            help=f"{_HELP[field.name]} ({field.default})",
-        )
-    parser.add_argument("--json", action="store_true", help="print JSON, a line a scenario")
-    given = vars(parser.parse_args(arguments))
-    as_json, chosen = given.pop("json"), given.pop("scenario")
-    for name in ("gcc", "redis-server"):
-        if find(name) is None:
-            parser.error(f"{name} is not installed")
-    for scenario in SCENARIOS if chosen == "all" else [chosen]:
-        report = run(scenario, replace(Options(), **given))
-        if as_json:
-            print(json.dumps({"scenario": report.title, **report.values()}))
-        else:
-            print("\n".join(report.lines()), flush=True)
-    return 0
+    return run_scenarios(parser, run, SCENARIOS, Options, _HELP, arguments)
 
 
 if __name__ == "__main__":
