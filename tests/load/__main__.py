@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("coalesce", "dashboard", "emitting", "failover", "screen", "soak", "streams")
+BENCHMARKS = (
+    "coalesce",
+    "dashboard",
+    "emitting",
+    "failover",
+    "faults",
+    "screen",
+    "soak",
+    "streams",
+)
 
 
 def main(arguments: list[str]) -> int:

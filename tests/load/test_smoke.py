@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import missing, require
 from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
-from tests.load import coalesce, dashboard, emitting, failover, screen, soak, streams
+from tests.load import coalesce, dashboard, emitting, failover, faults, screen, soak, streams
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -258,6 +258,17 @@ def test_churn_and_faults_cost_no_event_and_no_descriptor() -> None:
     begin, end = [values[f"file descriptors {at}"] for at in ("after the warm-up", "in the end")]
     # A pool of connections to Redis has more after a herd, and fewer after an outage.
     assert end <= begin + 10  # type: ignore[operator]
+
+
+def test_faults_at_random_leave_nothing_missing_nothing_doubled_and_no_lie_on_the_screen() -> None:
+    """For some seconds, of faults that are short."""
+    for name in ("chromium", "nginx", "playwright"):
+        require(name)
+    report = faults.run(faults.SHORT)
+    assert isinstance(report["faults"], int)
+    assert report["faults"] > 2
+    for name in ("gaps that were none, or not told", "missing", "doubled", "wrong in all"):
+        assert report[name] == 0, "\n".join(report.lines())
 
 
 def missing_libraries() -> None:
