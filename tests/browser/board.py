@@ -281,7 +281,10 @@ def stop_server(board: Board) -> None:
 
 
 def sleep(board: Board) -> None:
-    """Have what runs the page stand still, as under a closed lid, and lose its connections."""
+    """Have what runs the page stand still, as under a closed lid, and lose its connections.
+
+    It lasts longer than the page waits for a heartbeat.
+    """
     cdp = board.page.context.browser.new_browser_cdp_session()
     processes = cdp.send("SystemInfo.getProcessInfo")["processInfo"]
     cdp.detach()
@@ -290,7 +293,7 @@ def sleep(board: Board) -> None:
         os.kill(pid, signal.SIGSTOP)
     try:
         board.plant.proxy.behave("freeze")
-        time.sleep(NOTICE - 1)
+        time.sleep(1.5 * board.plant.settings.heartbeat + 1.5)
         board.plant.proxy.behave()
     finally:
         for pid in pids:

@@ -44,7 +44,7 @@ class Options(NamedTuple):
 
 
 SHORT = Options(
-    minutes=0.1,
+    minutes=0.05,
     calm=(0.0, 0.2),
     broken=(0.1, 1.0),
     settings=Settings(),
