@@ -57,6 +57,11 @@ def unframe(frames: bytes) -> Iterator[tuple[str, bytes]]:
         yield lines[0].removeprefix(b"id: ").decode(), lines[-1].removeprefix(b"data: ")
 
 
+def count_frames(frames: bytes) -> int:
+    """Return how many events these are."""
+    return frames.count(b"\n\n")
+
+
 def happened(frames: bytes) -> float | None:
     """Return when the first event says it happened, in seconds since 1970 (UTC).
 

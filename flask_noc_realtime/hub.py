@@ -147,8 +147,8 @@ class Hub:
             self._arrivals.clear()
             self._append(entries)
             self.invalidations.count_all()
+            self._loaded.set()
             self._appended.notify_all()
-        self._loaded.set()
         self._notify()
 
     # What transports call.
@@ -205,8 +205,10 @@ class Hub:
             end = self._log.end
             ordinal = end if found is None else found
             position = self._log.position_at(ordinal)
+            loaded = self.loaded
         preamble = open_frame(position, retry, round(self.options.heartbeat * 1000), self.away)
-        if found is not None:
+        # Before the history has come every position is unknown, and its coming resets all.
+        if found is not None or not loaded:
             return Opening(preamble, ordinal, end)
         reason = "unknown-position"
         return Opening(preamble + reset_frame(reason, position), ordinal, end, reason)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .event import Rule
-from .frame import happened
+from .frame import count_frames, happened
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -109,6 +109,22 @@ METRICS = (
         "Polls that were answered, by how the rollout has their user served.",
         "cohort",
         ("stream", "polling"),
+    ),
+    Metric(
+        "sse_poll_events",
+        "counter",
+        "Events that polls were answered.",
+        "cohort",
+        ("stream", "polling"),
+    ),
+    Metric(
+        "sse_poll_latency",
+        "histogram",
+        "Seconds from when an event says it happened until a poll was answered it, of the first in "
+        "each answer.",
+        "cohort",
+        ("stream", "polling"),
+        buckets=_WAITS,
     ),
     Metric(
         "sse_rollout_percent",
@@ -222,8 +238,8 @@ class Metrics:
     def reset(self, reason: str) -> None:
         """Count a stream that is to fetch everything again."""
 
-    def polled(self, cohort: str) -> None:
-        """Count a poll of a user of *cohort*."""
+    def polled(self, cohort: str, events: bytes) -> None:
+        """Count a poll of a user of *cohort*, and the frames it is answered."""
 
     def emit_failed(self) -> None:
         """Count an emit that the broker did not take."""
@@ -293,8 +309,14 @@ class Prometheus(Metrics):
     def reset(self, reason: str) -> None:
         self._of["sse_resets"].labels(reason).inc()
 
-    def polled(self, cohort: str) -> None:
+    def polled(self, cohort: str, events: bytes) -> None:
         self._of["sse_poll_fallbacks"].labels(cohort).inc()
+        if not events:
+            return
+        self._of["sse_poll_events"].labels(cohort).inc(count_frames(events))
+        at = happened(events)
+        if at is not None:
+            self._of["sse_poll_latency"].labels(cohort).observe(max(0.0, time.time() - at))
 
     def emit_failed(self) -> None:
         self._of["sse_emit_failures"].inc()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from .errors import BrokerUnavailable
 from .frame import unframe
 from .hub import said_of
 from .transport import Caller, StreamRequest
@@ -94,11 +95,16 @@ class LongPolls:
 
 
 def poll(portable: Portable, request: StreamRequest, wait: float, caller: Caller) -> Answer:
-    """Return what follows the client's position, waiting up to *wait* seconds for it."""
+    """Return what follows the client's position, waiting up to *wait* seconds for it.
+
+    :raises BrokerUnavailable: when nothing is known of positions yet.
+    """
     hub = portable.hub
     now = time.monotonic()
     deadline, check = now + wait, now + _CALLER_CHECK
     ordinal = hub.locate(request.last_position)
+    if ordinal is None and not hub.loaded:
+        raise BrokerUnavailable("The broker's history has not come yet; ask again.")
     if ordinal is None:
         return Answer(b"", hub.position, "unknown-position")
     bodies: list[bytes] = []

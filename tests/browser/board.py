@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
 
     :ivar pause: between two events.
     :ivar history: how many events are kept.
+    :ivar lifetime: of a connection, where a proxy ends each.
     """
 
     heartbeat: float = 1.0
@@ -45,6 +47,7 @@ class Settings(NamedTuple):
     poll_interval: float = 0.2
     pause: float = 0.05
     history: int = 300
+    lifetime: float = 1.0
 
 
 class Service:
@@ -86,17 +89,41 @@ class Service:
 
 
 class Told(NamedTuple):
-    """What the page was told, in its order; moments are in seconds since 1970."""
+    """What the page was told, in its order; moments are in seconds since 1970.
+
+    :ivar seen: the events, and when each came.
+    :ivar states: with reasons, and since when.
+    :ivar gaps: the reasons.
+    :ivar fetched: the first and the last of what it fetched after each gap.
+    """
 
     seen: list[tuple[int, float]]
     states: list[tuple[str, str | None, float]]
     gaps: list[str]
-    fetched: int
+    fetched: list[tuple[int, int]]
+
+    def missing(self) -> list[int]:
+        """Return what lies between what it had, and was neither told nor fetched."""
+        if not self.seen:
+            return []
+        numbers = [n for n, _ in self.seen]
+        had = {*numbers, *(n for first, last in self.fetched for n in range(first, last + 1))}
+        return sorted({*range(numbers[0], numbers[-1] + 1)} - had)
+
+    def doubled(self) -> list[int]:
+        """Return what it was told more than once."""
+        return [n for n, times in Counter(n for n, _ in self.seen).items() if times > 1]
 
     def state_at(self, moment: float) -> str:
         """Return what the screen said."""
         before = [name for name, _, at in self.states if at <= moment]
         return before[-1] if before else "connecting"
+
+    def lies(self, emitted: Sequence[float]) -> list[str]:
+        """Return when the screen said that it was current, and an event had not come for long."""
+        late = [(n, emitted[n] + NOTICE) for n, at in self.seen if at > emitted[n] + NOTICE]
+        said = [(n, self.state_at(moment)) for n, moment in late]
+        return [f"{state} was shown without {n}" for n, state in said if state in _CURRENT]
 
     def seconds_of(self, state: str, until: float) -> float:
         """Return for how long the screen has said it."""
@@ -189,14 +216,14 @@ class Board:
             [(n, at / 1000) for n, at in seen],
             [(name, reason, at / 1000) for name, reason, at in states],
             gaps,
-            fetched,
+            [(first, last) for first, last in fetched],
         )
 
     def wait_for_all(self) -> None:
         """Wait until everything that was emitted so far has come."""
         newest = len(self.plant.service.emitted) - 1
         self.page.wait_for_function(
-            "(newest) => Math.max(board.fetched, board.seen.at(-1)?.[0] ?? -1) >= newest",
+            "(n) => Math.max(...board.fetched.flat(), board.seen.at(-1)?.[0] ?? -1) >= n",
             arg=newest,
             timeout=TIMEOUT * 1000,
         )
@@ -205,17 +232,11 @@ class Board:
         """Return what was wrong on the screen so far: events missing or doubled, and lies."""
         told = self.told
         numbers = [n for n, _ in told.seen]
-        found = [f"{n} came twice" for n in sorted({n for n in numbers if numbers.count(n) > 1})]
+        found = [f"{n} came twice" for n in told.doubled()]
+        found += [f"{n} is missing" for n in told.missing()]
         if numbers != sorted(numbers):
             found.append("events came in disorder")
-        if numbers:
-            wanted = range(max(numbers[0], told.fetched + 1), numbers[-1] + 1)
-            found += [f"{n} is missing" for n in sorted({*wanted} - {*numbers})]
-        for n, at in told.seen:
-            noticed = self.plant.service.emitted[n] + NOTICE
-            if at > noticed and told.state_at(noticed) in _CURRENT:
-                found.append(f"{told.state_at(noticed)} was shown, and {n} had not come for 5 s")
-        return found
+        return found + told.lies(self.plant.service.emitted)
 
 
 class Fault(NamedTuple):
@@ -260,7 +281,10 @@ def stop_server(board: Board) -> None:
 
 
 def sleep(board: Board) -> None:
-    """Have what runs the page stand still, as under a closed lid, and lose its connections."""
+    """Have what runs the page stand still, as under a closed lid, and lose its connections.
+
+    It lasts longer than the page waits for a heartbeat.
+    """
     cdp = board.page.context.browser.new_browser_cdp_session()
     processes = cdp.send("SystemInfo.getProcessInfo")["processInfo"]
     cdp.detach()
@@ -269,7 +293,7 @@ def sleep(board: Board) -> None:
         os.kill(pid, signal.SIGSTOP)
     try:
         board.plant.proxy.behave("freeze")
-        time.sleep(NOTICE - 1)
+        time.sleep(1.5 * board.plant.settings.heartbeat + 1.5)
         board.plant.proxy.behave()
     finally:
         for pid in pids:
@@ -288,8 +312,8 @@ def buffer(board: Board) -> None:
 
 
 def expire(board: Board) -> None:
-    """Have the proxy end every connection a second after it was made."""
-    board.plant.proxy.lifetime = 1.0
+    """Have the proxy end every connection when it is so old."""
+    board.plant.proxy.lifetime = board.plant.settings.lifetime
 
 
 def last(board: Board) -> None:

@@ -15,6 +15,9 @@ ENV = {
     "NOC_REALTIME_POLL_INTERVAL": "0.1",
 }
 
+NOT_FOR_AN_HOUR = b"HTTP/1.1 401 Unauthorized\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
+"""Whoever heeds this comes back only when there is a reason."""
+
 NAME = "noc.test"
 """The browser finds 127.0.0.1 under this name, where plain http is no secure context."""
 

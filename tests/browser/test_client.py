@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.network import TIMEOUT, Network
+from tests.browser.network import NOT_FOR_AN_HOUR, TIMEOUT, Network
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.browser
@@ -149,6 +149,76 @@ def test_where_streams_are_held_back_it_polls_and_probes(network: Network) -> No
     network.emit(10)
     network.wait_for_all()
     assert network.states == ["reconnecting", "polling", "live"]
+
+
+def test_a_server_that_answers_polls_again_is_asked_for_a_stream_at_once(network: Network) -> None:
+    """What kept both away is over; the next probe might be half a minute away."""
+    streams: list[str] = []
+
+    def refuse_streams(route: Any) -> None:
+        streams.append(route.request.url)
+        if len(streams) < 4:
+            route.abort()
+        elif len(streams) == 4:
+            route.fulfill(status=503, headers={"Retry-After": "3600"})
+        else:
+            route.continue_()
+
+    def refuse_polls(route: Any) -> None:
+        if len(streams) < 4:
+            route.fulfill(status=503)
+        else:
+            route.continue_()
+
+    network.page.route("**/events/stream*", refuse_streams)
+    network.page.route("**/events/poll*", refuse_polls)
+    network.connect()
+    network.wait_for_state("live")
+    network.emit()
+    network.wait_for_all()
+    assert len(streams) == 5
+
+
+def test_a_gap_that_a_poll_has_told_is_not_told_by_the_stream_as_well(network: Network) -> None:
+    """One that was asked for from before the gap is asked for anew, from after it."""
+    streams: list[str] = []
+    held: list[Any] = []
+
+    def hold_streams(route: Any) -> None:
+        streams.append(route.request.url)
+        if len(streams) < 4:
+            route.abort()
+        elif len(streams) == 4:
+            held.append(route)
+        else:
+            route.continue_()
+
+    def wait_for_a_held_stream(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            route.fulfill(status=503)
+
+    network.page.route("**/events/stream*", hold_streams)
+    network.page.route("**/events/poll*", wait_for_a_held_stream)
+    network.connect(since="1-1", openTimeout=60_000)
+    network.wait_for_state("live")
+    network.site.ask("GET", "/emit?count=1")
+    network.wait_for([0])
+    assert network.lost == ["unknown-position"]
+    assert all("last_event_id=1-1" in url for url in streams[:4])
+    assert "last_event_id=1-1" not in streams[4]
+
+
+def test_a_page_that_is_looked_at_again_tries_at_once(network: Network) -> None:
+    """Its user may have logged in elsewhere."""
+    network.connect()
+    network.wait_for_state("live")
+    network.proxy.behave("answer", NOT_FOR_AN_HOUR)
+    network.wait_for_state("unauthorized")
+    network.proxy.behave()
+    network.page.evaluate("void document.dispatchEvent(new Event('visibilitychange'))")
+    network.wait_for_state("live")
 
 
 def test_a_position_that_is_gone_is_a_gap(network: Network) -> None:

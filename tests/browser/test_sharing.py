@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.network import NAME, TIMEOUT, Network, Tab
+from tests.browser.network import NAME, NOT_FOR_AN_HOUR, TIMEOUT, Network, Tab
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.browser
@@ -289,6 +289,20 @@ def test_what_breaks_is_shown_in_every_tab_and_mended(network: Network) -> None:
         tab.wait_for_state("live")
         tab.wait_for(list(range(5)))
         assert tab.lost == []
+
+
+def test_a_tab_that_comes_after_a_login_has_the_others_try_at_once(network: Network) -> None:
+    """Who shares a stream that is refused need not wait for its next try."""
+    old, late = network.tabs(2)
+    late.page.evaluate("() => import('/api/v1/events/client.js').then(() => {})")
+    old.connect("auto")
+    old.wait_for_state("live")
+    network.proxy.behave("answer", NOT_FOR_AN_HOUR)
+    old.wait_for_state("unauthorized")
+    network.proxy.behave()
+    late.connect("auto")
+    for tab in (late, old):
+        tab.wait_for_state("live")
 
 
 def test_tabs_of_two_releases_do_not_meet(network: Network) -> None:

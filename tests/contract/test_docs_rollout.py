@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -12,9 +13,10 @@ from flask import Flask
 
 from flask_noc_realtime import NocRealtime, Rollout
 from flask_noc_realtime.cli import group
+from flask_noc_realtime.metrics import METRICS
 from flask_noc_realtime.testing import process_of
 from tests.conftest import RedisFactory
-from tests.documentation import blocks
+from tests.documentation import DOCS, blocks
 
 CONFIGURE, CHANGE, COMPARE = blocks("rollout", "python")
 
@@ -42,6 +44,14 @@ def test_the_app_changes_it_as_the_page_says(app: Flask) -> None:
     realtime.rollout(allow=["ada"], percent=0)
     exec(COMPARE, names)
     assert names["cohorts"] == {"ada": "stream", "bob": "polling", "cyd": "polling"}
+
+
+def test_the_metrics_that_the_page_compares_exist() -> None:
+    """By the names that Prometheus shows."""
+    named = set(re.findall(r"\bsse_\w+", (DOCS / "rollout.rst").read_text()))
+    known = {metric.name + "_total" * (metric.kind == "counter") for metric in METRICS}
+    assert len(named) == 6
+    assert named <= known
 
 
 def test_an_operator_changes_it_as_the_page_says(app: Flask, redis_server: RedisFactory) -> None:

@@ -173,7 +173,7 @@ def test_a_broker_that_is_away_is_waited_for_once_and_not_long() -> None:
     hub.start()
     assert time.monotonic() - begun < 0.1
     assert broker.starts == 1
-    assert b"stream.reset" in hub.open(hub.position).preamble
+    assert b"stream.open" in hub.open(hub.position).preamble
 
 
 def test_many_threads_emit_and_read_and_each_reader_sees_every_event_once() -> None:
@@ -255,6 +255,17 @@ def test_a_position_that_comes_with_the_history_is_waited_for_no_longer(
     hub.restart("p-1", [entry])
     opening.join(20)
     assert b"stream.reset" not in opened[0]
+
+
+def test_a_server_that_starts_without_its_history_tells_one_gap() -> None:
+    """The coming of the history is one; that the position is unknown until then is none."""
+    hub = Hub(SilentBroker(), HubOptions())
+    opening = hub.open("p-2")
+    assert (opening.reset, b"stream.reset" in opening.preamble) == (None, False)
+    assert hub.read(Audience(), None, opening.ordinal).gap is None
+    hub.restart("p-3", [])
+    assert hub.read(Audience(), None, opening.ordinal).gap == "history-lost"
+    assert hub.open("p-2").reset == "unknown-position"
 
 
 def test_a_position_that_never_arrives_is_not_waited_for_long() -> None:

@@ -171,6 +171,27 @@ def test_polls_are_counted_by_cohort(make_site: Callable[..., Site]) -> None:
     assert site.value("sse_rollout_percent") == 0
 
 
+def test_what_polls_carry_and_how_late_is_counted_by_cohort(
+    make_site: Callable[..., Site],
+) -> None:
+    """So that those who stream and those who poll can be compared; an empty answer says nothing."""
+    site = make_site(ROLLOUT=0)
+    with site.app.app_context():
+        site.realtime.rollout(allow=["ada"])
+        position = site.realtime.position()
+        for number in range(3):
+            site.realtime.emit("log.added", number, user_id="bob" if number else None)
+        newest = site.realtime.position()
+    for user, after in (("ada", position), ("bob", position), ("bob", newest)):
+        assert site.get(f"{PREFIX}/poll?after={after}", X_User=user) == 200
+    assert site.nonzero("sse_poll_events_total") == {"stream": 1, "polling": 3}
+    for cohort in ("stream", "polling"):
+        assert site.value("sse_poll_latency_count", cohort=cohort) == 1
+        latency = site.value("sse_poll_latency_sum", cohort=cohort)
+        assert latency is not None
+        assert 0 <= latency < TIMEOUT
+
+
 def test_what_the_broker_does_not_take_is_counted(make_site: Callable[..., Site]) -> None:
     """What waits, and what is given up for want of room."""
     site = make_site(QUEUE_EVENTS=2)

@@ -15,7 +15,7 @@ from flask import Flask, Request
 from flask_noc_realtime import Identity, NocRealtime
 from flask_noc_realtime import hub as hub_module
 from flask_noc_realtime.transport import Caller
-from tests.processes import wait_until
+from tests.processes import free_port, wait_until
 
 POLL = "/api/v1/events/poll"
 TIMEOUT = 20.0
@@ -123,6 +123,22 @@ def test_a_poll_is_told_that_the_broker_is_away(
     site.process.broker.cut()
     wait_until(lambda: site.process.hub.away, TIMEOUT, "it is away")
     assert site.ask(wait=0)[0]["broker"] == "away"
+
+
+def test_a_poll_of_a_server_without_its_history_is_to_come_again() -> None:
+    """Otherwise it would be told of a gap now, and of another when the history has come."""
+    app = Flask(__name__)
+    app.config.update(
+        NOC_REALTIME_URL=f"redis://127.0.0.1:{free_port()}/0", NOC_REALTIME_ALLOW_ANONYMOUS=True
+    )
+    NocRealtime(app)
+    process = app.extensions["noc_realtime"].process()
+    try:
+        refused = app.test_client().get(POLL + "?after=1-1")
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+        assert app.test_client().get(POLL).status_code == 200
+    finally:
+        process.close()
 
 
 def test_a_poll_too_many_of_a_user_is_answered_at_once(make: Callable[..., Site]) -> None:

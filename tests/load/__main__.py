@@ -10,6 +10,7 @@ BENCHMARKS = (
     "dashboard",
     "emitting",
     "failover",
+    "faults",
     "rolling",
     "screen",
     "soak",

@@ -15,7 +15,17 @@ import pytest
 from tests.conftest import missing, require
 from tests.gunicorn_server import ROOT
 from tests.load import __main__ as load
-from tests.load import coalesce, dashboard, emitting, failover, rolling, screen, soak, streams
+from tests.load import (
+    coalesce,
+    dashboard,
+    emitting,
+    failover,
+    faults,
+    rolling,
+    screen,
+    soak,
+    streams,
+)
 from tests.load.bench import Options, floor_body
 from tests.load.clients import Drained, Streams
 from tests.load.coalesce_site import CASHEWS, LIBRARIES, OURS
@@ -274,6 +284,17 @@ def test_streams_of_workers_that_are_replaced_come_back_and_have_everything(scen
     # Without workers there is nobody to answer.
     assert values["views not answered"] == 0 or scenario == "stop"
     assert values["first back after"] >= 0.5  # type: ignore[operator]
+
+
+def test_faults_at_random_leave_nothing_missing_nothing_doubled_and_no_lie_on_the_screen() -> None:
+    """For some seconds, of faults that are short."""
+    for name in ("chromium", "nginx", "playwright"):
+        require(name)
+    report = faults.run(faults.SHORT)
+    assert isinstance(report["faults"], int)
+    assert report["faults"] > 2
+    for name in ("gaps that were none, or not told", "missing", "doubled", "wrong in all"):
+        assert report[name] == 0, "\n".join(report.lines())
 
 
 def missing_libraries() -> None:

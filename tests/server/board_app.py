@@ -24,7 +24,7 @@ PAGE = (
 
   const options = JSON.parse(new URLSearchParams(location.search).get("options") ?? "{}");
   const clock = () => performance.timeOrigin + performance.now();
-  const board = { seen: [], painted: [], states: [], gaps: [], fetched: -1, clock };
+  const board = { seen: [], painted: [], states: [], gaps: [], fetched: [], clock };
   const painted = new MessageChannel();
   const find = (id) => document.getElementById(id);
 
@@ -44,8 +44,9 @@ PAGE = (
     },
     onGap: async ({ reason }) => {
       board.gaps.push(reason);
+      const last = board.seen.at(-1)?.[0] ?? -1;
       const { newest } = await (await fetch("/newest")).json();
-      board.fetched = Math.max(board.fetched, newest);
+      board.fetched.push([last + 1, newest]);
     },
   });
   board.stream.on("incident.created", ({ n }) => {

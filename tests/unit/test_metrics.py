@@ -38,6 +38,8 @@ NAMES = {
     "sse_emit_queued": "gauge",
     "sse_emit_dropped": "counter",
     "sse_poll_fallbacks": "counter",
+    "sse_poll_events": "counter",
+    "sse_poll_latency": "histogram",
     "sse_rollout_percent": "gauge",
     "dedup_cache_hits": "counter",
     "dedup_cache_misses": "counter",

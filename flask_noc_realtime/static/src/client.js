@@ -145,7 +145,10 @@ class Client {
     on(globalThis, "pageshow", join);
     on(globalThis.document, "freeze", leave);
     on(globalThis.document, "resume", join);
-    on(globalThis, "online", () => this.#post("wake"));
+    const wake = () => this.#post("wake");
+    on(globalThis, "online", wake);
+    // Who looks at it again may have logged in elsewhere, or mended what was broken.
+    on(globalThis.document, "visibilitychange", () => document.hidden || wake());
     on(globalThis, "offline", () => this.#post("offline"));
   }
 

@@ -71,6 +71,9 @@ export class Hub {
       this.#token = token;
       this.#ring = new Ring(since);
       this.#stream = new Stream(this.#options, since, this);
+    } else if (this.#state.name === "unauthorized") {
+      // Who comes may have logged in.
+      this.#stream.wake();
     }
     port.postMessage({ kind: "joined", state: this.#state, heardAt: this.#heardAt });
     this.#count();

@@ -72,6 +72,7 @@ export class Stream {
   wake() {
     this.tick();
     if (this.#due < Infinity) this.#rouse();
+    this.#poller?.rouse();
   }
 
   /** The browser says that there is no network. */
@@ -230,8 +231,12 @@ export class Stream {
     if (!this.#poller?.working) this.#show("reconnecting", reason);
     if (kind === "suspended") return 0;
     if (parted) return delay ?? this.#retry;
-    const most = Math.min(this.#options.maxDelay, this.#retry * 2 ** Math.min(this.#failures, 10));
-    return Math.max(Math.random() * most, delay ?? 0);
+    return Math.max(Math.random() * this.#backoff, delay ?? 0);
+  }
+
+  /** The most to wait after so many failures. */
+  get #backoff() {
+    return Math.min(this.#options.maxDelay, this.#retry * 2 ** Math.min(this.#failures, 10));
   }
 
   #unauthorized(reason, delay) {
@@ -239,7 +244,7 @@ export class Stream {
     // Once at once: the provider may have a newer token.
     const first = !this.#refused && Boolean(this.#options.token || this.#options.ticket);
     this.#refused = true;
-    return first ? 0 : delay ?? this.#options.maxDelay * (0.5 + Math.random() / 2);
+    return first ? 0 : delay ?? this.#backoff * (0.5 + Math.random() / 2);
   }
 
   /** How long nothing may be heard, neither events nor heartbeats. */
@@ -326,7 +331,10 @@ export class Stream {
 
   #startPolling(reason) {
     const poller = this.#poller;
-    if (!poller) return this.#poll((this.#poller = Object.assign(new AbortController(), { reason })));
+    if (!poller) {
+      this.#poller = Object.assign(new AbortController(), { reason, rouse: () => {} });
+      return this.#poll(this.#poller);
+    }
     poller.reason = reason;
     if (poller.working) this.#show("polling", reason);
   }
@@ -346,21 +354,31 @@ export class Stream {
         this.#refused = false;
         delay = this.#answered(answer);
         this.#claim("polling", poller.reason, answer);
-        poller.working = true;
+        // What kept the stream away has kept the polls away too, and is over.
+        if (poller.failed && answer.stream !== false) this.#rouse();
+        Object.assign(poller, { working: true, failed: false });
       } catch (error) {
         if (poller.signal.aborted) return;
         delay = this.#unanswered(poller, error);
       }
-      await new Promise((resolve) => setTimeout(resolve, delay));
+      await new Promise((resolve) => {
+        poller.rouse = resolve;
+        setTimeout(resolve, delay);
+      });
     }
   }
 
   /** Take what a poll was answered; return the milliseconds until the next. */
   #answered({ events, position, reset, retry_after, stream }) {
-    if (reset) this.#gap(reset, position);
+    if (reset) {
+      this.#gap(reset, position);
+      // A stream that was asked for from before it would tell the same gap once more.
+      if (this.#openedAt === null) this.#connection?.abort(new Ended("suspended", "gap"));
+    }
     for (const event of events) this.#deliver(event, JSON.stringify(event).length);
     this.#mark(position);
     // After a 204 nothing else ends the wait; a server that does not say is tried now and then.
+    if (this.#poller.reason === "rollout") this.#failures = 0;
     if (stream === true && this.#due === Infinity) this.#rouse();
     if (stream === undefined && this.#due === Infinity) this.#due = Date.now() + this.#options.maxDelay;
     return retry_after * 1000 * (0.75 + Math.random() / 2);
@@ -368,9 +386,11 @@ export class Stream {
 
   #unanswered(poller, error) {
     const wait = this.#retry * (1 + Math.random());
+    poller.failed = true;
     if (error.kind === "unauthorized" && this.#due === Infinity) {
       // No probe of the stream finds out.
       poller.working = false;
+      this.#failures += 1;
       return this.#unauthorized(error.reason, error.delay);
     }
     if (poller.working) this.#show("reconnecting", String(error.reason ?? error.message));
