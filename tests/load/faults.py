@@ -59,12 +59,14 @@ class Recovery(NamedTuple):
     :ivar broken: seconds it lasted.
     :ivar back: seconds from its end until the screen said live.
     :ivar gaps: how often the page was told to fetch everything.
+    :ivar shown: what the screen said meanwhile.
     """
 
     fault: str
     broken: float
     back: float
     gaps: int
+    shown: str
 
 
 def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:
@@ -86,7 +88,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
             recoveries.append(recovery)
             say(
                 f"{time.time() - begun:5.0f} s  {recovery.fault:14} for {recovery.broken:4.1f} s, "
-                f"live after {recovery.back:4.1f} s"
+                f"live after {recovery.back:4.1f} s  {recovery.shown}"
             )
         board.wait_for_all()
         wrongs = board.wrongs()
@@ -107,7 +109,7 @@ def break_and_mend(board: Board, options: Options) -> Iterator[Recovery]:
         if time.time() >= ends:
             return
         fault = FAULTS[name]
-        gaps, begun = len(board.told.gaps), time.time()
+        before, begun = board.told, time.time()
         fault.begin(board)
         if fault.lasts:
             time.sleep(chance.uniform(*options.broken))
@@ -115,8 +117,11 @@ def break_and_mend(board: Board, options: Options) -> Iterator[Recovery]:
         mended = time.time()
         board.wait_for_all()
         board.wait_for("live")
-        live = max(board.told.states[-1][2], mended)
-        yield Recovery(name, mended - begun, live - mended, len(board.told.gaps) - gaps)
+        after = board.told
+        live = max(after.states[-1][2], mended)
+        shown = " ".join(f"{name}({why})" for name, why, _ in after.states[len(before.states) :])
+        gaps = len(after.gaps) - len(before.gaps)
+        yield Recovery(name, mended - begun, live - mended, gaps, shown)
 
 
 def endless(chance: random.Random, names: list[str]) -> Iterator[str]:
