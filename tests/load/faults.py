@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.browser.board import FAULTS, Board, Plant, Settings, Told
+from tests.browser.board import FAULTS, Board, Plant, Settings
 from tests.browser.chromium import launch, new_page
 from tests.load.report import Report
 from tests.requirements import find
@@ -95,7 +95,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         for wrong in wrongs:
             say(wrong)
         add_recoveries(report, recoveries)
-        add_screen(report, board.told, plant.service.emitted, begun, time.time())
+        add_screen(report, board, begun, time.time())
         report.add("wrong in all", len(wrongs), "", "0")
     return report
 
@@ -144,14 +144,14 @@ def add_recoveries(report: Report, recoveries: Sequence[Recovery]) -> None:
     report.add("gaps that were none, or not told", len(unwanted), "", "0")
 
 
-def add_screen(
-    report: Report, told: Told, emitted: Sequence[float], begun: float, ended: float
-) -> None:
+def add_screen(report: Report, board: Board, begun: float, ended: float) -> None:
     """Add what the page was told, and what it said."""
+    told = board.told
+    lies = told.lies(board.plant.service.emitted, board.plant.settings.poll_interval)
     report.add("events", len(told.seen))
     report.add("missing", len(told.missing()), "", "0")
     report.add("doubled", len(told.doubled()), "", "0")
-    report.add("said live 5 s after it was not", len(told.lies(emitted)), "", "0")
+    report.add("said live 5 s after it was not", len(lies), "", "0")
     for state, target in (("live", ""), ("polling", "< 1 %")):
         share = told.seconds_of(state, ended) / (ended - begun)
         report.add(f"{state}, of the time", share * 100, "%", target)
