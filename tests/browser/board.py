@@ -31,8 +31,6 @@ UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Le
 LOGIN = b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n"
 LOGGED_OUT = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
 
-_CURRENT = ("live", "polling")
-
 
 class Settings(NamedTuple):
     """How the server is configured, in seconds.
@@ -119,11 +117,17 @@ class Told(NamedTuple):
         before = [name for name, _, at in self.states if at <= moment]
         return before[-1] if before else "connecting"
 
-    def lies(self, emitted: Sequence[float]) -> list[str]:
-        """Return when the screen said that it was current, and an event had not come for long."""
-        late = [(n, emitted[n] + NOTICE) for n, at in self.seen if at > emitted[n] + NOTICE]
-        said = [(n, self.state_at(moment)) for n, moment in late]
-        return [f"{state} was shown without {n}" for n, state in said if state in _CURRENT]
+    def lies(self, emitted: Sequence[float], poll_interval: float) -> list[str]:
+        """Return when the screen said that it was current, and an event had not come for long.
+
+        One that says it polls says that events come every so often.
+        """
+        found = []
+        # A poll comes after 1.25 intervals at most.
+        for state, notice in (("live", NOTICE), ("polling", NOTICE + 1.25 * poll_interval)):
+            late = [(n, emitted[n] + notice) for n, at in self.seen if at > emitted[n] + notice]
+            found += [f"{state} without {n}" for n, at in late if self.state_at(at) == state]
+        return found
 
     def seconds_of(self, state: str, until: float) -> float:
         """Return for how long the screen has said it."""
@@ -236,7 +240,7 @@ class Board:
         found += [f"{n} is missing" for n in told.missing()]
         if numbers != sorted(numbers):
             found.append("events came in disorder")
-        return found + told.lies(self.plant.service.emitted)
+        return found + told.lies(self.plant.service.emitted, self.plant.settings.poll_interval)
 
 
 class Fault(NamedTuple):

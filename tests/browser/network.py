@@ -27,6 +27,7 @@ CONNECT = """async (options) => {
   window.states = [];
   window.reasons = [];
   window.lost = [];
+  window.attempts = [];
   for (const name of ["ticket", "token"]) {
     if (options[name]) options[name] = (0, eval)(options[name]);
   }

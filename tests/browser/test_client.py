@@ -130,6 +130,20 @@ def test_a_connection_that_is_cut_is_there_again(network: Network) -> None:
     network.wait_for_all()
 
 
+def test_what_failed_before_a_connection_opened_is_over(network: Network) -> None:
+    """Only those that opened and were lost soon, two here, count on: the next try is not far."""
+    network.connect()
+    network.wait_for_state("live")
+    network.proxy.behave("refuse")
+    network.page.wait_for_function("stream.snapshot().attempt > 3")
+    network.proxy.behave()
+    network.wait_for_state("live")
+    network.page.evaluate("void stream.subscribe(() => attempts.push(stream.snapshot().attempt))")
+    network.proxy.cut()
+    network.page.wait_for_function("attempts.some((attempt) => attempt)")
+    assert next(filter(None, network.page.evaluate("attempts"))) == 2
+
+
 def test_where_streams_are_held_back_it_polls_and_probes(network: Network) -> None:
     """Events still come, by the same ids; when streams come through it is live by itself."""
     network.page.route(

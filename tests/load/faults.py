@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.browser.board import FAULTS, Board, Plant, Settings, Told
+from tests.browser.board import FAULTS, Board, Plant, Settings
 from tests.browser.chromium import launch, new_page
 from tests.load.report import Report
 from tests.requirements import find
@@ -59,12 +59,14 @@ class Recovery(NamedTuple):
     :ivar broken: seconds it lasted.
     :ivar back: seconds from its end until the screen said live.
     :ivar gaps: how often the page was told to fetch everything.
+    :ivar shown: what the screen said meanwhile.
     """
 
     fault: str
     broken: float
     back: float
     gaps: int
+    shown: str
 
 
 def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:
@@ -86,14 +88,14 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
             recoveries.append(recovery)
             say(
                 f"{time.time() - begun:5.0f} s  {recovery.fault:14} for {recovery.broken:4.1f} s, "
-                f"live after {recovery.back:4.1f} s"
+                f"live after {recovery.back:4.1f} s  {recovery.shown}"
             )
         board.wait_for_all()
         wrongs = board.wrongs()
         for wrong in wrongs:
             say(wrong)
         add_recoveries(report, recoveries)
-        add_screen(report, board.told, plant.service.emitted, begun, time.time())
+        add_screen(report, board, begun, time.time())
         report.add("wrong in all", len(wrongs), "", "0")
     return report
 
@@ -107,7 +109,7 @@ def break_and_mend(board: Board, options: Options) -> Iterator[Recovery]:
         if time.time() >= ends:
             return
         fault = FAULTS[name]
-        gaps, begun = len(board.told.gaps), time.time()
+        before, begun = board.told, time.time()
         fault.begin(board)
         if fault.lasts:
             time.sleep(chance.uniform(*options.broken))
@@ -115,8 +117,11 @@ def break_and_mend(board: Board, options: Options) -> Iterator[Recovery]:
         mended = time.time()
         board.wait_for_all()
         board.wait_for("live")
-        live = max(board.told.states[-1][2], mended)
-        yield Recovery(name, mended - begun, live - mended, len(board.told.gaps) - gaps)
+        after = board.told
+        live = max(after.states[-1][2], mended)
+        shown = " ".join(f"{name}({why})" for name, why, _ in after.states[len(before.states) :])
+        gaps = len(after.gaps) - len(before.gaps)
+        yield Recovery(name, mended - begun, live - mended, gaps, shown)
 
 
 def endless(chance: random.Random, names: list[str]) -> Iterator[str]:
@@ -139,14 +144,14 @@ def add_recoveries(report: Report, recoveries: Sequence[Recovery]) -> None:
     report.add("gaps that were none, or not told", len(unwanted), "", "0")
 
 
-def add_screen(
-    report: Report, told: Told, emitted: Sequence[float], begun: float, ended: float
-) -> None:
+def add_screen(report: Report, board: Board, begun: float, ended: float) -> None:
     """Add what the page was told, and what it said."""
+    told = board.told
+    lies = told.lies(board.plant.service.emitted, board.plant.settings.poll_interval)
     report.add("events", len(told.seen))
     report.add("missing", len(told.missing()), "", "0")
     report.add("doubled", len(told.doubled()), "", "0")
-    report.add("said live 5 s after it was not", len(told.lies(emitted)), "", "0")
+    report.add("said live 5 s after it was not", len(lies), "", "0")
     for state, target in (("live", ""), ("polling", "< 1 %")):
         share = told.seconds_of(state, ended) / (ended - begun)
         report.add(f"{state}, of the time", share * 100, "%", target)

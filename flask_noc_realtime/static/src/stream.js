@@ -33,6 +33,7 @@ export class Stream {
   #retry = FIRST_DELAY;
   #heartbeat = HEARTBEAT;
   #failures = 0;
+  #lostSoon = 0;
   #openedAt = null;
   #heardAt = 0;
   #tickedAt = Date.now();
@@ -207,7 +208,10 @@ export class Stream {
     const parted = kind === "closed" && opened;
     const stable = opened && Date.now() - this.#openedAt >= STABLE;
     const blameless = parted || stable || kind === "suspended" || reason === "rollout";
-    this.#failures = blameless ? 0 : this.#failures + 1;
+    // What failed before a connection opened is over; that it opened and was lost soon is not.
+    if (blameless) this.#lostSoon = this.#failures = 0;
+    else if (opened) this.#failures = this.#lostSoon += 1;
+    else this.#failures += 1;
     if (kind === "offline") {
       this.#stopPolling();
       this.#show("offline", reason);
