@@ -2,7 +2,7 @@
 #                                      where a tool is missing instead of skipping
 # make demo [REDIS_URL=...] [PORT=...] serve the demo; with Redis, from four workers
 # make load [ARGS="coalesce --short"]  measure: streams [SCENARIO], coalesce, dashboard, emitting,
-#                                      faults, screen
+#                                      failover, faults, rolling, screen, soak
 # make client [STATIC=...]             build the browser's scripts from static/src, to be committed
 # make lint | docs | build | installed | clean
 

@@ -62,7 +62,9 @@ class _Model:
         held = {k: v for k, v in vars(response).items() if k not in ("headers", "response")}
         self._fixed = {k: v for k, v in held.items() if isinstance(v, (str, int, type(None)))}
         self._lists = [name for name, value in held.items() if value == []]
-        self.plain = len(self._fixed) + len(self._lists) == len(held)
+        # What a class of the app's own does when it makes one, it does for each.
+        own = self._kind.__init__ is not Response.__init__
+        self.plain = not own and len(self._fixed) + len(self._lists) == len(held)
 
     def copy(self, body: bytes, headers: Headers) -> Response:
         response = self._kind.__new__(self._kind)

@@ -258,12 +258,14 @@ def doctor_command(
     here = surroundings.look_around(config, identifies=state.identifies, streams=streams)
     found = {"here": doctor.judge_surroundings(here)}
     if config.url != "memory://":
+        asked = "redis"
         try:
-            found["redis"] = doctor.judge_redis(surroundings.ask_redis(config))
+            found[asked] = doctor.judge_redis(surroundings.ask_redis(config))
+            asked = "workers"
             workers = surroundings.ask_workers(_redis(state).survey, streams)
-            found["workers"] = doctor.judge_workers(workers)
+            found[asked] = doctor.judge_workers(workers)
         except BrokerUnavailable as error:
-            found["redis"] = [doctor.unreachable(error)]
+            found[asked] = [doctor.unreachable(error)]
     if target is not None:
         seen = visit(target, config.prefix, patience=timeout, wait=wait)
         found[target.shown] = doctor.judge_visit(seen)

@@ -72,7 +72,7 @@ def check_worker_class(here: Surroundings) -> Finding:
     """Tell whether a stream costs a file descriptor, a thread, or a whole worker."""
     kind = here.settings.get("worker_class", "")
     threads = _number(here.settings.get("threads", 1))
-    if COMPUTED in (kind, here.settings.get("threads")):
+    if kind == COMPUTED or (kind != "gevent" and here.settings.get("threads") == COMPUTED):
         return Finding(WARN, "gunicorn.conf.py computes the worker class.", _USE_GEVENT)
     if kind == "gthread" or (kind in ("", "sync") and threads > 1):
         return _judge_threads(threads, here.streams)

@@ -115,8 +115,9 @@ def record_of(type: str, data: Any, details: Details, max_bytes: int) -> bytes:
 def _envelope(type: str, data: Any, stamp: str, max_bytes: int) -> bytes:
     try:
         text = _encoder.encode(data)
-        # A type and a stamp hold nothing that JSON escapes; an enum's f-string is not its value.
-        line = '{"type":"' + type + '","data":' + text + ',"timestamp":"' + stamp + '"}'
+        # A type and a stamp hold nothing that JSON escapes. In an f-string an enum is not its
+        # value, and markup escapes what it is added to.
+        line = "".join(('{"type":"', type, '","data":', text, ',"timestamp":"', stamp, '"}'))
         body = line.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise _not_json({"data": data}, error) from error

@@ -176,9 +176,14 @@ class State:
         if process is not None and process.pid == os.getpid():
             return process
         with self._lock:
-            if self._process is None or self._process.pid != os.getpid():
-                self._process = Process(self.config, self.catalogue, self._metrics())
-            return self._process
+            process = self._process
+            if process is not None and process.pid == os.getpid():
+                return process
+            process = self._process = Process(self.config, self.catalogue, self._metrics())
+        # It may start a thread. Gevent lets others run meanwhile, and with --preload, where the
+        # lock is from before the patching, these would hold up the worker for ever.
+        process.metrics.watch(process)
+        return process
 
     def _metrics(self) -> Metrics:
         registry = None

@@ -18,6 +18,10 @@ def child_exit(server: Any, worker: Any) -> None:
     :param worker: the worker.
     """
     if MULTIPROCESS in os.environ:
-        from prometheus_client.multiprocess import mark_process_dead
+        try:
+            from prometheus_client.multiprocess import mark_process_dead
 
-        mark_process_dead(worker.pid)
+            mark_process_dead(worker.pid)
+        except Exception:
+            # Gunicorn takes it for its own, and ends with all workers.
+            server.log.exception("The gauges of worker %s are left behind.", worker.pid)

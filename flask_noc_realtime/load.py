@@ -427,8 +427,10 @@ class _Connection:
         :raises ValueError: when it is none of HTTP.
         """
         target = self._target
-        sent = {"Host": target.host_header, **headers, **dict(target.headers)}
-        lines = [f"GET {target.path}{path} HTTP/1.1", *(f"{k}: {v}" for k, v in sent.items())]
+        given = (("Host", target.host_header), *headers.items(), *target.headers)
+        # Two of a name, however they are written, are refused.
+        sent = {name.lower(): f"{name}: {value}" for name, value in given}
+        lines = [f"GET {target.path}{path} HTTP/1.1", *sent.values()]
         self._writer.write("\r\n".join([*lines, "", ""]).encode())
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *fields = head.rstrip().split("\r\n")

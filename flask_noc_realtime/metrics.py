@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol
 
 from .event import Rule
 from .frame import count_frames, happened
@@ -23,6 +23,8 @@ from .frame import count_frames, happened
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client import Metric as Family
+
+P = ParamSpec("P")
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 OTHER = "other"
@@ -211,7 +213,10 @@ class Source(Protocol):
 
 
 class Metrics:
-    """Is told what happens, and takes no notice of it. Every method is thread-safe."""
+    """Is told what happens, and takes no notice of it.
+
+    Every method is thread-safe, and raises nothing.
+    """
 
     def watch(self, source: Source) -> None:
         """Ask *source* for the values of the gauges from now on."""
@@ -263,6 +268,27 @@ class Metrics:
 OFF = Metrics()
 
 
+def _harmless(
+    tell: Callable[Concatenate[Prometheus, P], None],
+) -> Callable[Concatenate[Prometheus, P], None]:
+    """Have what goes wrong in *tell* logged, once.
+
+    Whoever tells is amid serving a stream, or an emit: a disk that is full, or a directory that
+    was deleted, would silence it.
+    """
+
+    @functools.wraps(tell)
+    def told(self: Prometheus, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            tell(self, *args, **kwargs)
+        except Exception:
+            if not self.stumbled:
+                self.stumbled = True
+                _logger.exception("Metrics are not counted any more, or not all of them.")
+
+    return told
+
+
 class Prometheus(Metrics):
     """Counts with the metrics of a registry, for one process.
 
@@ -271,17 +297,21 @@ class Prometheus(Metrics):
     """
 
     def __init__(self, exported: Exported, types: Container[str]) -> None:
+        self.stumbled = False
         self._exported = exported
         self._types = types
         self._of = exported.metrics
         self._sent: dict[str, Any] = {}
 
+    @_harmless
     def watch(self, source: Source) -> None:
         self._exported.watch(source)
 
+    @_harmless
     def unwatch(self, source: Source) -> None:
         self._exported.unwatch(source)
 
+    @_harmless
     def opened(self, resumes: bool, reset: str | None) -> None:
         self._of["sse_connections"].inc()
         if resumes:
@@ -289,12 +319,15 @@ class Prometheus(Metrics):
         if reset is not None:
             self.reset(reset)
 
+    @_harmless
     def ended(self, seconds: float) -> None:
         self._of["sse_connection_duration"].observe(seconds)
 
+    @_harmless
     def rejected(self, reason: str) -> None:
         self._of["sse_stream_rejections"].labels(reason).inc()
 
+    @_harmless
     def swept(self, sweep: Sweep) -> None:
         for type, total in sweep.totals().items():
             self._sent_of(type).inc(total)
@@ -306,9 +339,11 @@ class Prometheus(Metrics):
             # Clocks of two machines differ.
             self._of["sse_delivery_latency"].observe(max(0.0, latency))
 
+    @_harmless
     def reset(self, reason: str) -> None:
         self._of["sse_resets"].labels(reason).inc()
 
+    @_harmless
     def polled(self, cohort: str, events: bytes) -> None:
         self._of["sse_poll_fallbacks"].labels(cohort).inc()
         if not events:
@@ -318,23 +353,29 @@ class Prometheus(Metrics):
         if at is not None:
             self._of["sse_poll_latency"].labels(cohort).observe(max(0.0, time.time() - at))
 
+    @_harmless
     def emit_failed(self) -> None:
         self._of["sse_emit_failures"].inc()
 
+    @_harmless
     def emit_dropped(self, events: int) -> None:
         self._of["sse_emit_dropped"].inc(events)
 
+    @_harmless
     def shared(self, how: str) -> None:
         name = _SHARED.get(how)
         if name is not None:
             self._of[name].inc()
 
+    @_harmless
     def worked(self) -> None:
         self._of["dedup_cache_misses"].inc()
 
+    @_harmless
     def landed(self, seconds: float) -> None:
         self._of["dedup_flight_duration"].observe(seconds)
 
+    @_harmless
     def took_over(self) -> None:
         self._of["dedup_lease_takeovers"].inc()
 
@@ -390,9 +431,9 @@ class Exported:
             self._sources.add(source)
             starts = bool(self._gauges) and not self._refreshing
             self._refreshing = self._refreshing or starts
-        self._write()
         if starts:
-            threading.Thread(target=self._refresh, name="noc-realtime-metrics", daemon=True).start()
+            self._start_refreshing()
+        self._write()
 
     def unwatch(self, source: Source) -> None:
         """Read nothing from it any more."""
@@ -435,12 +476,22 @@ class Exported:
             for metric, value in self._read():
                 self._gauges[metric.name].set(value)
 
+    def _start_refreshing(self) -> None:
+        thread = threading.Thread(target=self._refresh, name="noc-realtime-metrics", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # No more threads: the next process tries again.
+            self._refreshing = False
+
     def _refresh(self) -> None:
+        stumbled = False
         while self._goes_on():
             try:
                 self._write()
             except Exception:
-                _logger.exception("Writing down the gauges stumbled; it goes on.")
+                if not stumbled:
+                    stumbled = True
+                    _logger.exception("Writing down the gauges stumbled; it goes on.")
             time.sleep(_REFRESH)
 
     def _goes_on(self) -> bool:
@@ -493,7 +544,8 @@ def metrics_in(registry: CollectorRegistry | None, types: Container[str]) -> Met
     try:
         with _lock:
             exported = _exported_in(registry)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        # Also what is in the directory may be broken; an emit waits for this.
         _logger.error("There are no metrics of streams: %s", error)
         return OFF
     return Prometheus(exported, types)

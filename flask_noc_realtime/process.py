@@ -80,7 +80,6 @@ class Process:
         self._pump: Any | None = None
         self._warned: set[str] = set()
         atexit.register(self.close)
-        metrics.watch(self)
 
     def position(self) -> str:
         """Return the newest position this process knows."""

@@ -38,6 +38,8 @@ _OPTIONS = {
     "threads": ("--threads",),
     "certfile": ("--certfile",),
 }
+_ELSEWHERE = ("worker_class", "workers")
+"""What is not taken for missing where a file imports all there is in another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +108,25 @@ def gunicorn_settings(environ: Mapping[str, str], directory: Path) -> dict[str, 
 def _assigned(source: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign):
-            names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
-            found |= dict.fromkeys(names, _value(statement.value))
-        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
-            found |= {each.asname or each.name: COMPUTED for each in statement.names}
-        elif isinstance(statement, ast.FunctionDef):
-            found[statement.name] = COMPUTED
+        found |= _set_by(statement)
     return {name: value for name, value in found.items() if name in (*_OPTIONS, "child_exit")}
+
+
+def _set_by(statement: ast.stmt) -> dict[str, Any]:
+    if isinstance(statement, ast.Assign):
+        names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
+        return dict.fromkeys(names, _value(statement.value))
+    if isinstance(statement, ast.AnnAssign):
+        target, value = statement.target, statement.value
+        return {target.id: _value(value)} if isinstance(target, ast.Name) and value else {}
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        names = [each.asname or each.name for each in statement.names]
+        return dict.fromkeys(_ELSEWHERE if names == ["*"] else names, COMPUTED)
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return {statement.name: COMPUTED}
+    # Which branch is taken shows only when it is run.
+    within = [each for each in ast.walk(statement) if isinstance(each, ast.stmt)]
+    return {name: COMPUTED for each in within if each is not statement for name in _set_by(each)}
 
 
 def _value(expression: ast.expr) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -36,8 +37,11 @@ class Target(NamedTuple):
         try:
             parts = urlsplit(url)
             port = parts.port or _PORTS[parts.scheme]
+            (parts.hostname or "").encode("idna")
         except (KeyError, ValueError):
             raise ParameterError(_FORM) from None
+        if not re.fullmatch(r"[!-~]*", parts.path):
+            raise ParameterError("Percent-encode the path of the URL.")
         if not parts.hostname or parts.username is not None or parts.query or parts.fragment:
             raise ParameterError(_FORM)
         pairs = tuple(_header(text) for text in headers)

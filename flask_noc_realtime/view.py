@@ -99,7 +99,9 @@ class CoalescedView:
     def _key_of(self, state: State, asked: Request, scope: Any) -> bytes:
         get = asked.environ.get
         headers = tuple(map(get, self._environ_names)) if self._environ_names else ()
-        host = get("HTTP_HOST") or (get("SERVER_NAME"), get("SERVER_PORT"))
+        host = get("HTTP_HOST")
+        if host is None:
+            host = get("SERVER_NAME"), get("SERVER_PORT")
         where = host, get("wsgi.url_scheme"), get("SCRIPT_NAME"), get("PATH_INFO")
         return self._key(state.name, asked.endpoint, headers, scope, where, get("QUERY_STRING"))
 

@@ -19,6 +19,9 @@ from .target import Target
 _BYTES = 64 * 1024
 _SLACK = 2.0
 _CONNECTS = 8
+_LONGEST = 120.0
+"""Seconds for which nobody who has not asked for it waits for a heartbeat."""
+
 _EVENT = re.compile(rb"^event: ([^\n]*)$", re.M)
 _DATA = re.compile(rb"^data: ([^\n]*)$", re.M)
 
@@ -70,7 +73,7 @@ def visit(target: Target, prefix: str, *, patience: float, wait: float) -> Visit
 
     :param prefix: the path of the blueprint.
     :param patience: seconds for an answer, and for ``stream.open``.
-    :param wait: seconds to watch; at least until a heartbeat is due.
+    :param wait: seconds to watch; at least until a heartbeat is due, or for two minutes.
     """
     found = Visit()
     try:
@@ -114,7 +117,9 @@ def _ask_health(
         path = f"{target.path}{prefix}/health{query}"
         connection.request("GET", path, headers=_sent(target) | {"Connection": "close"})
         response = connection.getresponse()
-        status, text = response.status, response.read(_BYTES)
+        # A page of somebody else may have no end.
+        ours = response.headers.get_content_type() == "application/json"
+        status, text = response.status, response.read(_BYTES) if ours else b""
     finally:
         connection.close()
     try:
@@ -171,7 +176,7 @@ def _watch(
             if type == "stream.open" and found.opened is None:
                 opened, found.opened = now, now - begun
                 found.heartbeat = data.get("heartbeat", 0) / 1000
-                until = now + max(wait, 1.5 * found.heartbeat + _SLACK)
+                until = now + max(wait, min(1.5 * found.heartbeat + _SLACK, _LONGEST))
             elif type == "stream.close":
                 found.closing = str(data.get("reason", "unknown"))
             elif type == "heartbeat":

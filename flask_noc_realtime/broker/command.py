@@ -136,4 +136,6 @@ def _bulks(words: Sequence[bytes]) -> bytes:
 
 
 def _encoded(word: bytes | str | int) -> bytes:
+    if isinstance(word, str):
+        return word.encode()  # An enum's str() is not its value.
     return word if isinstance(word, bytes) else str(word).encode()

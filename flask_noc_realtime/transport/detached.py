@@ -237,6 +237,8 @@ class Pump:
         """End every stream cleanly, each with a reconnection delay of its own."""
         for stream in list(self._by_fd.values()):
             self._end(stream, reason)
+        # A sweep that was under way goes on no more.
+        self._tell(time.monotonic())
 
     # The sweep.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ STRICT: dict[str, Any] = {"scope": "public", "ttl": 60, "invalidate_on": ["incid
 TIMED: dict[str, Any] = {"scope": "public", "ttl": 60}
 
 
+class Kind(str, Enum):
+    """Types as an app may name them."""
+
+    CHANGED = "server.status.changed"
+
+
 def prepare(worker: Worker) -> None:
     """Serve pages and call functions of each kind."""
     app, ran = worker.app, worker.ran
@@ -30,7 +37,7 @@ def prepare(worker: Worker) -> None:
         return ran("strict")
 
     @app.get("/servers")
-    @coalesce(scope="public", ttl=60, invalidate_on=["server.status.changed"])
+    @coalesce(scope="public", ttl=60, invalidate_on=[Kind.CHANGED])
     def servers() -> str:
         return ran("servers")
 
@@ -120,6 +127,13 @@ def test_a_type_ends_what_names_a_pattern_it_matches(pair: list[Worker]) -> None
     remember(pair, "/strict", "/servers")
     invalidate(pair, "*")
     assert changed(pair, "/strict") == changed(pair, "/servers") == [True, True]
+
+
+def test_a_type_may_be_of_an_enum(pair: list[Worker]) -> None:
+    """Its value is what events have."""
+    remember(pair, "/servers")
+    invalidate(pair, "server.status.changed")
+    assert changed(pair, "/servers") == [True, True]
 
 
 @pytest.mark.parametrize("what", ["strict", "timed"])

@@ -128,6 +128,20 @@ def test_redis_away_and_what_is_wrong_beside_it_are_told_together(
     assert "secret" not in result.output
 
 
+def test_what_is_found_of_redis_is_told_where_no_worker_can_be_asked(
+    run: Run, redis_server: RedisFactory
+) -> None:
+    """As of a replica: it takes no writes, which is why."""
+    server = redis_server(args=["--rename-command", "BLPOP", "", "--min-replicas-to-write", "1"])
+    with server.client().pubsub() as worker:
+        worker.subscribe("{noc}:census")
+        assert worker.get_message(timeout=10) is not None
+        result = run(server.url, "--json", NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    assert "It takes no write: NOREPLICAS" in " ".join(what for _, what in found(result, "redis"))
+    [(level, what)] = found(result, "workers")
+    assert level == "fail" and "BLPOP" in what
+
+
 def test_memory_with_several_workers_is_found(run: Run) -> None:
     """There is no Redis to ask."""
     result = run("memory://", "--json", NOC_REALTIME_ALLOW_ANONYMOUS=True)

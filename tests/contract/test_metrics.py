@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from flask_noc_realtime.shelf import Codec, Shelf
 from flask_noc_realtime.testing import cut, process_of, stream_client
 from tests.conftest import RedisFactory, require
 from tests.contract.conftest import BrokerFactory
+from tests.gunicorn_server import ROOT
 from tests.processes import wait_until
 
 PREFIX = "/api/v1/events"
@@ -338,3 +343,96 @@ def test_tickets_do_not_become_time_series_of_the_exporter() -> None:
     assert "secret-ticket" not in shown and "such-address" not in shown
     assert 'sse_stream_rejections_total{reason="unauthorized"} 2.0' in shown
     process_of(app).close()
+
+
+TOGETHER = """
+import os, shutil, sys
+from flask import Flask
+from prometheus_client import CollectorRegistry
+from flask_noc_realtime import NocRealtime, coalesce
+from flask_noc_realtime.metrics import OFF
+from flask_noc_realtime.testing import cut, process_of, stream_client
+
+DIRECTORY = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+app = Flask("site")
+app.config["NOC_REALTIME_ALLOW_ANONYMOUS"] = True
+realtime = NocRealtime(app)
+realtime.metrics(CollectorRegistry())
+app.add_url_rule("/page", view_func=coalesce(scope="public")(lambda: "page"))
+
+
+def in_a_child(serve):
+    sys.stderr.flush()
+    if not os.fork():
+        serve()
+        os._exit(0)
+    assert os.wait()[1] == 0
+
+
+def serve():
+    assert realtime.emit("log.added", 1) is not None
+    client = app.test_client()
+    assert client.get("/page").text == client.get("/page").text == "page"
+    assert client.get("/api/v1/events/poll").status_code == 200
+    assert client.get("/api/v1/events/stream?types=*x").status_code == 400
+    for position in (None, "gone-1"):
+        with stream_client(app, last_event_id=position) as stream:
+            realtime.emit("log.added", 2)
+            assert stream.read()[-1].data == 2
+    with cut(app):
+        assert realtime.emit("log.added", 3) is None
+    process_of(app).close()
+"""
+BROKEN = """
+def serve_with_a_broken_file():
+    with open(f"{DIRECTORY}/counter_{os.getpid()}.db", "wb") as file:
+        file.write(b"\\x7f" * 64)
+    serve()
+    assert process_of(app).metrics is OFF
+
+
+in_a_child(serve_with_a_broken_file)
+"""
+DELETED = """
+process_of(app)
+shutil.rmtree(DIRECTORY)
+in_a_child(serve)
+"""
+PATCHED_LATE = """
+import gevent, gevent.monkey
+
+gevent.monkey.patch_all()
+requests = [gevent.spawn(process_of, app) for _ in range(2)]
+assert len(gevent.joinall(requests, timeout=10)) == 2
+assert len(set(request.get() for request in requests)) == 1
+"""
+
+
+def together(script: str, directory: Path) -> tuple[int, str]:
+    """Run *script* in a process that counts in *directory*; return how it ended."""
+    command = [sys.executable, "-W", "ignore", "-c", TOGETHER + script]
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
+    result = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [(BROKEN, "There are no metrics of streams"), (DELETED, "Metrics are not counted any more")],
+    ids=["broken", "deleted"],
+)
+def test_metrics_that_cannot_be_written_cost_nothing_else(
+    script: str, said: str, tmp_path: Path
+) -> None:
+    """No emit, no stream and no page; it is said once."""
+    code, errors = together(script, tmp_path)
+    assert code == 0, errors
+    assert errors.count(said) == 1
+
+
+def test_a_worker_that_is_patched_after_the_app_was_loaded_serves(tmp_path: Path) -> None:
+    """As with --preload: the thread that refreshes the gauges begins under no lock from before."""
+    require("gevent")
+    assert together(PATCHED_LATE, tmp_path) == (0, "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, redirect
+from flask import Flask, Response, redirect
 
 from flask_noc_realtime import Identity, NocRealtime, doctor
 from flask_noc_realtime.cli import group
@@ -192,6 +193,38 @@ def test_a_stream_that_the_app_ends_is_no_fault_of_a_proxy() -> None:
         seen = look(url, wait=20)
     assert (seen.ended, seen.closing) == (True, "lifetime")
     assert "fail" not in wrong(seen).values()
+
+
+def test_a_heartbeat_that_is_far_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would be shown of all else until then."""
+    monkeypatch.setattr("flask_noc_realtime.visit._LONGEST", 0.1)
+    app = Flask("silent")
+    app.config.update(NOC_REALTIME_HEARTBEAT=600, NOC_REALTIME_ALLOW_ANONYMOUS=True)
+    NocRealtime(app)
+    with served(app) as url:
+        assert wrong(look(url)) == {"It ended before a heartbeat was due.": "warn"}
+
+
+def test_a_health_that_has_no_end_is_of_somebody_else() -> None:
+    """Who waits for all of it waits for ever."""
+    app = Flask("catch-all")
+    NocRealtime(app)
+    over = threading.Event()
+
+    def endless() -> Iterator[bytes]:
+        while not over.wait(0.05):
+            yield b"data: x\n\n"
+
+    @app.before_request
+    def answer() -> Response:
+        return Response(endless(), mimetype="text/event-stream")
+
+    with served(app) as url:
+        try:
+            seen = look(url, patience=0.5)
+        finally:
+            over.set()
+    assert (seen.health_status, seen.health, seen.opened) == (200, None, None)
 
 
 def test_a_cookie_that_binds_a_browser_to_a_machine_is_found() -> None:

@@ -96,6 +96,13 @@ def test_a_herd_that_fails_is_counted(server: GunicornServer) -> None:
     assert found.shared == {"not coalesced": 5}
 
 
+def test_a_header_takes_the_place_of_ours(server: GunicornServer) -> None:
+    """However its name is written: a request with two hosts is refused."""
+    target = Target.parse(server.url, ["host: noc.example"])
+    found = send_herd([target], Herd("/nowhere", callers=1))
+    assert found.statuses == {404: 1}
+
+
 def test_the_command_shows_both_and_their_json(server: GunicornServer) -> None:
     """With exit code 0 where all went well, and 1 where it did not."""
     short = ["--url", server.url, "--streams", "5", "--ramp", "0", "--hold", "0.1"]

@@ -6,7 +6,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import (
@@ -26,7 +26,7 @@ from flask import (
 from flask.sessions import SessionInterface, SessionMixin
 from flask.views import MethodView, View
 from flask_httpauth import HTTPBasicAuth
-from werkzeug.test import TestResponse
+from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
 
 from flask_noc_realtime import ConfigError, Identity, NocRealtime, coalesce
 from tests.processes import wait_until
@@ -192,6 +192,16 @@ def test_other_requests_get_other_pages(site: Site, one: str, other: str) -> Non
     assert site.get(one).text == "run 1"
     assert site.get(other).text == "run 2"
     assert site.get(one).text == "run 1"
+
+
+def test_an_empty_host_is_another_than_none(site: Site) -> None:
+    """Of its own page would be made the links on everybody's."""
+    site.page(lambda: f"at {request.host}")
+    environ = EnvironBuilder("/page").get_environ()
+    del environ["HTTP_HOST"]
+    for host, page in (({"HTTP_HOST": ""}, b"at "), ({}, b"at localhost")):
+        body, _, _ = run_wsgi_app(site.app, {**environ, **host})
+        assert b"".join(body) == page
 
 
 def test_the_order_of_parameters_makes_no_other_page(site: Site) -> None:
@@ -960,3 +970,27 @@ def test_each_response_has_its_own_of_what_its_class_keeps(notes: type, site: Si
         assert response.data == b"page" and response.headers["X-Mine"] == str(number)
         response.close()
     assert left == [0, "closed"] * 4
+
+
+def test_each_response_is_made_as_its_class_makes_it(site: Site) -> None:
+    """A header that an app gives all of its responses is on those that are kept too."""
+    made = itertools.count(1)
+
+    class Guarded(Response):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.headers["X-Content-Type-Options"] = "nosniff"
+            self.number = next(made)
+
+    site.app.response_class = Guarded
+    site.app.after_request(numbered_by_its_class)
+    site.page(lambda: "page")
+    responses = [site.get() for _ in range(4)]
+    assert {each.headers["X-Content-Type-Options"] for each in responses} == {"nosniff"}
+    assert len({each.headers["X-Number"] for each in responses}) == 4
+
+
+def numbered_by_its_class(response: Any) -> Response:
+    """Show a number that its class gave it."""
+    response.headers["X-Number"] = str(response.number)
+    return cast(Response, response)

@@ -266,6 +266,34 @@ def test_a_hook_is_seen_however_it_comes_there(source: str, settings: Settings) 
     assert found.level == "ok"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if patched:\n    worker_class = 'gevent'\nelse:\n    worker_class = 'sync'",
+        "try:\n    from site import worker_class\nexcept ImportError:\n    pass",
+        "worker_class: str = chosen()",
+        "from base import *",
+    ],
+)
+def test_a_worker_class_is_not_missed_where_it_shows_only_in_a_run(
+    source: str, settings: Settings
+) -> None:
+    """It would be said that there is none."""
+    assert settings(source)["worker_class"] == COMPUTED
+    assert settings(f"{source}\nworker_class: str = 'gevent'") == {
+        **settings(source),
+        "worker_class": "gevent",
+    }
+
+
+def test_threads_that_are_computed_matter_to_nobody_with_gevent() -> None:
+    """It would be said that the worker class is."""
+    found = {"worker_class": "gevent", "threads": COMPUTED}
+    assert doctor.check_worker_class(replace(HERE, settings=found)).level == "ok"
+    found = {"worker_class": "gthread", "threads": COMPUTED}
+    assert doctor.check_worker_class(replace(HERE, settings=found)).level == "warn"
+
+
 def test_nothing_is_wrong_with_the_gunicorn_conf_of_the_recipes() -> None:
     """It is what the page about deployment has people copy."""
     told = gunicorn_settings({}, DOCS / "recipes")
@@ -321,6 +349,9 @@ def test_a_target_is_a_base_url(url: str, shown: str) -> None:
         ("http://ada:secret@noc.example:port", []),
         ("http://ada:secret@noc.example", []),
         ("http://noc.example/?token=secret", []),
+        ("http://noc..example", []),
+        ("http://noc.example/ä", []),
+        ("http://noc.example/a b", []),
         ("http://noc.example", ["secret"]),
         ("http://noc.example", ["X: secret\r\nY: 1"]),
     ],

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from flask_noc_realtime.errors import EventError, PayloadTooLarge, UnknownTypeError
 from flask_noc_realtime.event import (
     CATALOGUE,
     Catalogue,
+    Details,
     Event,
     check_type,
     parse_rule,
+    record_of,
     split_record,
 )
 
@@ -246,6 +249,17 @@ def test_a_time_that_is_no_datetime_is_refused(timestamp: Any) -> None:
     """An error of the type of all others, that services can catch."""
     with pytest.raises(EventError, match=r"timestamp of .* is .* pass a datetime"):
         Event("incident.created", None, timestamp)
+
+
+def test_a_type_that_is_more_than_a_str_is_sent_as_its_text() -> None:
+    """Services name theirs in an enum, and markup escapes what it is added to."""
+
+    class Kind(str, Enum):
+        CREATED = "incident.created"
+
+    plain = record_of("incident.created", 7, Details(timestamp=NOW), LIMIT)
+    for type in (Kind.CREATED, Markup("incident.created")):
+        assert record_of(type, 7, Details(timestamp=NOW), LIMIT) == plain
 
 
 def test_a_time_in_another_zone_is_sent_in_utc() -> None:

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from flask_noc_realtime import ConfigError, NocRealtime
 from flask_noc_realtime.event import Catalogue, Event, Rule
 from flask_noc_realtime.eventlog import Entry
+from flask_noc_realtime.gunicorn import child_exit
 from flask_noc_realtime.metrics import METRICS, OFF, Metrics, Prometheus, Sweep, metrics_in
 from flask_noc_realtime.process import Process
 from flask_noc_realtime.testing import process_of
@@ -299,3 +301,14 @@ def test_what_is_no_exporter_is_refused() -> None:
     for wrong in (Flask("app"), None, CollectorRegistry):
         with pytest.raises(ConfigError, match="pass the PrometheusMetrics of"):
             realtime.metrics(wrong)
+
+
+def test_gauges_that_cannot_be_forgotten_leave_gunicorn_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends with all of its workers when a hook raises."""
+    (tmp_path / "gauge_livesum_7.db").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    arbiter = SimpleNamespace(log=logging.getLogger("gunicorn.error"))
+    child_exit(arbiter, SimpleNamespace(pid=7))
+    assert "The gauges of worker 7 are left behind." in caplog.text
