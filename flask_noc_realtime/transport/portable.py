@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -27,16 +28,23 @@ class Portable:
         self.leases = leases
         self.metrics = metrics
         self.looked = 0.0
-        self.streams = 0
         self.waiting = 0
+        self._joined = 0
+        self._abandoned: deque[float] = deque()
         self._more = threading.Condition()
         self._watched: Any | None = None
         hub.listen(self._wake)
 
+    @property
+    def streams(self) -> int:
+        """How many streams there are."""
+        return self._joined - len(self._abandoned)
+
     def join(self, worker: Any | None) -> None:
         """Count a stream in; the first under gunicorn starts the watch for the worker's end."""
+        self._leave_abandoned()
         with self._more:
-            self.streams += 1
+            self._joined += 1
             if worker is None or self._watched is not None:
                 return
             watch = threading.Thread(
@@ -46,11 +54,16 @@ class Portable:
                 watch.start()
                 self._watched = worker
 
-    def leave(self) -> None:
-        """Count a stream out."""
+    def leave(self, seconds: float) -> None:
+        """Count a stream out, after so many *seconds*."""
         with self._more:
-            self.streams -= 1
+            self._joined -= 1
             self._more.notify_all()
+        self.metrics.ended(seconds)
+
+    def abandon(self, seconds: float) -> None:
+        """Count one out later; from anywhere, a garbage collection included."""
+        self._abandoned.append(seconds)
 
     def drain(self, timeout: float) -> None:
         """Wait up to *timeout* seconds until every stream has ended, once the hub is closed."""
@@ -68,6 +81,11 @@ class Portable:
                         return
             finally:
                 self.waiting -= 1
+
+    def _leave_abandoned(self) -> None:
+        with suppress(IndexError):  # Others may be at it as well.
+            while self._abandoned:
+                self.leave(self._abandoned.popleft())
 
     def _wake(self) -> None:
         with self._more:
@@ -131,14 +149,16 @@ class PortableStream(Iterator[bytes]):
         self._bodies = iter(())
         if self._joined:
             self._joined = False
-            self._portable.leave()
-            self._portable.metrics.ended(time.monotonic() - self._opened)
+            self._portable.leave(time.monotonic() - self._opened)
         lease, self._lease = self._lease, None
         if lease is not None:
             self._portable.leases.release([lease])
 
     def __del__(self) -> None:
-        # A response that a hook of the app threw away is never closed.
+        # A response that a hook of the app threw away is never closed, nor one that middleware
+        # passes on in a generator of its own.
+        if self._joined:
+            self._portable.abandon(time.monotonic() - self._opened)
         if self._lease is not None:
             self._portable.leases.abandon(self._lease)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from flask import Flask, Request
 from prometheus_client import CollectorRegistry
+from werkzeug.test import EnvironBuilder
 
 from flask_noc_realtime import Identity, NocRealtime, coalesce
 from flask_noc_realtime.broker.pages import Look
@@ -120,6 +122,22 @@ def test_a_stream_is_counted_from_its_opening_to_its_end(make_site: Callable[...
     assert site.value("sse_replayed_events_total") == 3
     latencies = site.value("sse_delivery_latency_count")
     assert latencies is not None and latencies >= 1
+
+
+def test_a_stream_that_nobody_closes_is_counted_out(make_site: Callable[..., Site]) -> None:
+    """Middleware that passes its body on in a generator of its own does not."""
+    site = make_site()
+    environ = EnvironBuilder(f"{PREFIX}/stream", headers=ADA).get_environ()
+    body = iter(site.app.wsgi_app(environ, lambda status, headers, error=None: lambda _: None))
+    assert b"stream.open" in next(body)
+    assert site.value("sse_connections_active") == 1
+    del body, environ
+    gc.collect()
+    assert site.value("sse_connections_active") == 0
+    with stream_client(site.app, headers=ADA):
+        assert site.value("sse_connections_active") == 1
+    assert site.value("sse_connections_active") == 0
+    assert site.value("sse_connection_duration_count") == 2
 
 
 REFUSALS = {
