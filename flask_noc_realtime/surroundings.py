@@ -175,7 +175,7 @@ def ask_redis(config: Config) -> RedisFacts:
 
     :raises BrokerUnavailable: when it does not answer, or not to this.
     """
-    from .broker.address import Address
+    from .broker.address import Address, said_by
     from .broker.command import AWAY, ONCE
     from .broker.redis import RedisBroker, RedisOptions
 
@@ -188,7 +188,7 @@ def ask_redis(config: Config) -> RedisFacts:
         return _ask(client, key, config.max_event_bytes)
     except AWAY as error:
         raise BrokerUnavailable(
-            f"Redis at {address.shown} does not say how it is ({error}); allow it INFO"
+            f"Redis at {address.shown} does not say how it is ({said_by(error)}); allow it INFO"
         ) from error
     finally:
         client.close()

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import redis
 from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..errors import ConfigError
 from .cluster import Owner, OwnerConnection, OwnerTLSConnection
@@ -221,6 +221,15 @@ def _cluster(parts: _Parts, options: dict[str, Any]) -> Connect:
 
 
 _KINDS = {"": _server, "sentinel": _sentinel, "cluster": _cluster}
+
+
+def said_by(error: Exception) -> str:
+    """Return what an error of redis-py says, as it may be shown in a log."""
+    said = str(error)
+    if isinstance(error, MasterNotFoundError):
+        # What follows is how the sentinels are asked, in some versions with the password.
+        return said.partition(" : ")[0]
+    return said
 
 
 def _shown(url: str) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError
 
 from ..errors import BrokerUnavailable, EventError
 from ..event import generations_of, split_record
 from ..eventlog import Entry
 from . import MAX_GENERATIONS, Change, Claim, Leased, Sink, Terms
-from .address import Address
+from .address import Address, said_by
 from .census import SCRIPTS as CENSUS_SCRIPTS
 from .census import Answers, Census
 from .command import AWAY, ONCE, Call, NoConnection, Script, ask_primary
@@ -426,12 +425,9 @@ class RedisBroker:
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
         reason = error.reason if isinstance(error, NoConnection) else error
-        said = str(reason)
-        if isinstance(reason, MasterNotFoundError):
-            # What follows is how the sentinels are asked, in some versions with the password.
-            said = said.partition(" : ")[0]
+        said = f"{type(reason).__name__}: {said_by(reason)}"
         return BrokerUnavailable(
-            f"Redis at {self._address.shown} does not answer ({type(reason).__name__}: {said}); "
+            f"Redis at {self._address.shown} does not answer ({said}); "
             "check that it runs and that NOC_REALTIME_URL is right",
             uncertain=reason is error,
         )

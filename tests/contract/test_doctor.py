@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import Result
 from flask import Flask
+from redis.sentinel import MasterNotFoundError
 
 from flask_noc_realtime import NocRealtime, doctor
 from flask_noc_realtime.cli import group
 from flask_noc_realtime.config import Config
+from flask_noc_realtime.errors import BrokerUnavailable
 from flask_noc_realtime.surroundings import ask_redis
 from tests.conftest import RedisFactory
 from tests.processes import free_port
@@ -110,6 +112,21 @@ def test_a_redis_that_says_nothing_of_itself_is_found(run: Run, redis_server: Re
     result = run(server.url, "--json", NOC_REALTIME_ALLOW_ANONYMOUS=True)
     [(level, what)] = found(result, "redis")
     assert level == "fail" and "does not say how it is" in what
+
+
+def test_what_a_sentinel_is_asked_with_is_not_shown(
+    redis_server: RedisFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some versions of redis-py show it, when the master goes just then."""
+
+    def ask(*_: object) -> NoReturn:
+        raise MasterNotFoundError("No master found for 'noc' : Redis<password=secret> - refused")
+
+    monkeypatch.setattr("flask_noc_realtime.surroundings._ask", ask)
+    with pytest.raises(BrokerUnavailable) as caught:
+        ask_redis(config(redis_server()))
+    assert "No master found for 'noc'" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_redis_away_and_what_is_wrong_beside_it_are_told_together(
