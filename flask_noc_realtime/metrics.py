@@ -463,8 +463,8 @@ class Exported:
 
     def _read(self) -> list[tuple[Metric, float]]:
         with self._lock:
-            # After a fork the parent's are there as well.
-            sources = [source for source in self._sources if source.pid == self._pid]
+            # After a fork the parent's are there as well, and locks of theirs may be held for ever.
+            sources = [source for source in self._sources if source.pid == os.getpid()]
         readings = [source.readings() for source in sources]
         return [
             (metric, _OVER[metric.over]([reading[metric.name] for reading in readings]))

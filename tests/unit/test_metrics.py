@@ -212,6 +212,17 @@ def test_gauges_of_several_apps_are_summed_or_the_worst(world: World) -> None:
     assert world.value("sse_broker_up") == 1.0
 
 
+def test_a_child_that_has_served_nothing_shows_no_gauges_of_its_parent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --preload, where somebody looks first: what it shows were counted twice."""
+    parent = Source(os.getpid(), sse_connections_active=3)
+    world.metrics.watch(parent)
+    assert world.value("sse_connections_active") == 3
+    monkeypatch.setattr(os, "getpid", lambda: parent.pid + 1)
+    assert world.value("sse_connections_active") == 0
+
+
 def test_apps_that_share_a_registry_share_the_metrics() -> None:
     """A second metric of a name would be refused, and its app have none."""
     registry = CollectorRegistry()
