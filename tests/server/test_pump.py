@@ -280,7 +280,7 @@ taken.client.setblocking(False)
 pump.add(taken, StreamRequest(audience), Opening(b"", behind, hub.end))
 received(ours, b",39]")
 assert sum(Recording.sent) > 800_000, Recording.sent
-assert max(Recording.sent) <= 64 * 1024, Recording.sent
+assert max(Recording.sent) <= 128 * 1024, Recording.sent
 """
 
 LATE = """
