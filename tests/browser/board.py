@@ -112,21 +112,22 @@ class Told(NamedTuple):
         """Return what it was told more than once."""
         return [n for n, times in Counter(n for n, _ in self.seen).items() if times > 1]
 
-    def state_at(self, moment: float) -> str:
-        """Return what the screen said."""
-        before = [name for name, _, at in self.states if at <= moment]
-        return before[-1] if before else "connecting"
+    def said(self, begin: float, end: float) -> set[str]:
+        """Return all that the screen said from one moment to another."""
+        before = [name for name, _, at in self.states if at <= begin]
+        return {*before[-1:], *(name for name, _, at in self.states if begin < at <= end)}
 
     def lies(self, emitted: Sequence[float], poll_interval: float) -> list[str]:
-        """Return when the screen said that it was current, and an event had not come for long.
+        """Return which events did not come, and the screen said all the while that they would.
 
-        One that says it polls says that events come every so often.
+        One that says it polls says that they come every so often.
         """
         found = []
         # A poll comes after 1.25 intervals at most.
         for state, notice in (("live", NOTICE), ("polling", NOTICE + 1.25 * poll_interval)):
-            late = [(n, emitted[n] + notice) for n, at in self.seen if at > emitted[n] + notice]
-            found += [f"{state} without {n}" for n, at in late if self.state_at(at) == state]
+            late = [n for n, at in self.seen if at > emitted[n] + notice]
+            said = [(n, self.said(emitted[n], emitted[n] + notice)) for n in late]
+            found += [f"{state} without {n}" for n, names in said if names == {state}]
         return found
 
     def seconds_of(self, state: str, until: float) -> float:
@@ -297,7 +298,7 @@ def sleep(board: Board) -> None:
         os.kill(pid, signal.SIGSTOP)
     try:
         board.plant.proxy.behave("freeze")
-        time.sleep(1.5 * board.plant.settings.heartbeat + 1.5)
+        time.sleep(1.5 * board.plant.settings.heartbeat + 1.2)
         board.plant.proxy.behave()
     finally:
         for pid in pids:

@@ -358,9 +358,10 @@ export class Stream {
         this.#refused = false;
         delay = this.#answered(answer);
         this.#claim("polling", poller.reason, answer);
-        // What kept the stream away has kept the polls away too, and is over.
-        if (poller.failed && answer.stream !== false) this.#rouse();
-        Object.assign(poller, { working: true, failed: false });
+        // What kept the stream away may be over as well; it is not when that was the server's wish.
+        const wished = answer.stream === false || ["rollout", "evicted"].includes(poller.reason);
+        if (!poller.working && !wished) this.#rouse();
+        poller.working = true;
       } catch (error) {
         if (poller.signal.aborted) return;
         delay = this.#unanswered(poller, error);
@@ -390,7 +391,6 @@ export class Stream {
 
   #unanswered(poller, error) {
     const wait = this.#retry * (1 + Math.random());
-    poller.failed = true;
     if (error.kind === "unauthorized" && this.#due === Infinity) {
       // No probe of the stream finds out.
       poller.working = false;
