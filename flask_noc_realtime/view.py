@@ -85,11 +85,16 @@ class CoalescedView:
         own = self.coalesced.own_of_view(asked.view_args)
         due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
         seen = self.coalesced.generations(process, own) if before is None else before.generations
-        kept = self._kept(state, process, key, seen)
+        flights = process.flights
+        now = flights.clock()
+        kept = flights.results.get(key, seen, now)
+        if kept is not None and isinstance(kept.value, bytes):
+            answer = self.opened(state, process, key, kept.value)
+            kept = None if answer is None else replace(kept, value=answer)
         if kept is not None:
-            left = kept.until - process.flights.clock()
+            left = kept.until - now
             if left > due:
-                process.flights.metrics.shared("kept")
+                flights.metrics.shared("kept")
                 return self.show_kept(asked, kept.value, left)
         clean = before is not None and before.clean
         return _ViewCall(self, state, process, asked, key, own, args, kwargs).answer(
@@ -129,17 +134,6 @@ class CoalescedView:
                 scope,
             )
         )
-
-    def _kept(
-        self, state: State, process: Process, key: bytes, generations: Hashable
-    ) -> Kept[Any] | None:
-        """Return what the process itself keeps."""
-        flights = process.flights
-        kept = flights.results.get(key, generations, flights.clock())
-        if kept is None or not isinstance(kept.value, bytes):
-            return kept
-        answer = self.opened(state, process, key, kept.value)
-        return None if answer is None else replace(kept, value=answer)
 
     def opened(self, state: State, process: Process, key: bytes, value: bytes) -> Answer | None:
         """Return the answer that is kept in Flask-Caching, or None where it was thrown away."""
