@@ -138,7 +138,8 @@ class _Arguments:
     ) -> dict[str, Any]:
         """Return the values by their names."""
         if self._plain:
-            values = {**self._defaults, **kwargs, **dict(zip(self._names, args, strict=False))}
+            values = self._defaults.copy()
+            values.update(zip(self._names, args, strict=False), **kwargs)
         else:
             values = {name: getter(args, kwargs) for name, getter in self._getters}
         values["result"] = result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, reduce
+from operator import itemgetter
 from typing import Any
 
 from .errors import ConfigError
@@ -92,7 +93,7 @@ class Recipe:
         name, *steps = path.split(".")
         self._wants.add(name)
         if not steps:
-            return lambda values: values[name]
+            return itemgetter(name)
         if len(steps) == 1:
             step = steps[0]
             return lambda values: _step(values[name], step)
