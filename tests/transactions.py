@@ -165,6 +165,7 @@ class Run:
         self._realtime = realtime
         self._session = Session(engine, autoflush=False, twophase=twophase)
         self._savepoints: list[SessionTransaction] = []
+        self._expunged = False
         self._next = 1
         self._fail: int | str | None = None
         self._statements = 0
@@ -209,6 +210,11 @@ class Run:
         (self.rows.commit if how == "commit" else self.rows.rollback)()
 
     def _add(self, value: int) -> None:
+        if self._expunged:
+            # SQLAlchemy numbers what is pending by how much there is: two would have one number,
+            # and either could be inserted first.
+            self._expunged = False
+            self._flush()
         id, self._next = self._next, self._next + 1
         self._session.add(Item(id=id, name=f"{id}", value=value))
         self.rows.now[id] = value
@@ -224,6 +230,7 @@ class Run:
             self.rows.remove(item.id)
             if item in self._session.new:
                 self._session.expunge(item)
+                self._expunged = True
             else:
                 self._session.delete(item)
 
