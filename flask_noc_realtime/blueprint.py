@@ -188,8 +188,9 @@ def poll() -> Response:
     )
     with process.long_polls.admit(identity.user_id, wait) as patience:
         answer = polling.poll(process.portable, wanted, patience, Caller(request.environ))
-    process.metrics.polled(process.hub.rollout.cohort(identity.user_id), answer.events)
-    streams, away = process.hub.rollout.includes(identity.user_id), process.hub.away
+    cohort, away = process.hub.rollout.cohort(identity.user_id), process.hub.away
+    streams = cohort != POLLING
+    process.metrics.polled(cohort, answer.events)
     body = answer.body(state.config.poll_interval, streams, away)
     response = Response(body, mimetype="application/json")
     response.headers["Cache-Control"] = "private, no-cache"

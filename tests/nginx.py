@@ -11,14 +11,13 @@ from tests.processes import free_port, wait_until
 from tests.requirements import find
 
 # Everything nginx writes stays in the test's directory.
-CONFIG = """
+SURROUNDINGS = """
 daemon off;
 worker_processes 1;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log info;
 events {{ worker_connections 256; }}
 http {{
-  access_log off;
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi;
@@ -28,6 +27,12 @@ http {{
   gzip_proxied any;
   gzip_min_length 0;
   gzip_types text/event-stream application/json;
+  {sites}
+}}
+"""
+
+SITE = """
+  access_log off;
   server {{
     listen 127.0.0.1:{port};
     location / {{
@@ -36,7 +41,6 @@ http {{
       {extra}
     }}
   }}
-}}
 """
 
 
@@ -57,15 +61,8 @@ class Nginx:
         self.address = ("127.0.0.1", free_port())
         self.directory = directory
         config = directory / "nginx.conf"
-        config.write_text(
-            CONFIG.format(
-                directory=directory,
-                port=self.address[1],
-                upstream=server.port,
-                extra=extra,
-                silence=silence,
-            )
-        )
+        site = SITE.format(port=self.address[1], upstream=server.port, extra=extra, silence=silence)
+        config.write_text(SURROUNDINGS.format(directory=directory, sites=site))
         self._process = subprocess.Popen(
             [executable, "-p", str(directory), "-e", str(directory / "error.log"), "-c", config],
             stdin=subprocess.DEVNULL,

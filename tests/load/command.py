@@ -26,6 +26,20 @@ def run_scenarios(
     :param meanings: what each field is.
     """
     parser.add_argument("scenario", nargs="?", default="all", choices=[*scenarios, "all"])
+    given, as_json = parse(parser, options, meanings, arguments)
+    chosen = given.pop("scenario")
+    for scenario in scenarios if chosen == "all" else [chosen]:
+        show(run(scenario, options(**given)), as_json)
+    return 0
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    options: type[Any],
+    meanings: Mapping[str, str],
+    arguments: list[str] | None,
+) -> tuple[dict[str, Any], bool]:
+    """Return what *arguments* say, and whether JSON is asked for; see `run_scenarios`."""
     for field in fields(options):
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
@@ -35,14 +49,15 @@ def run_scenarios(
         )
     parser.add_argument("--json", action="store_true", help="print JSON, a line a scenario")
     given = vars(parser.parse_args(arguments))
-    as_json, chosen = given.pop("json"), given.pop("scenario")
     for name in ("gcc", "redis-server"):
         if find(name) is None:
             parser.error(f"{name} is not installed")
-    for scenario in scenarios if chosen == "all" else [chosen]:
-        report = run(scenario, options(**given))
-        if as_json:
-            print(json.dumps({"scenario": report.title, **report.values()}))
-        else:
-            print("\n".join(report.lines()), flush=True)
-    return 0
+    return given, given.pop("json")
+
+
+def show(report: Report, as_json: bool) -> None:
+    """Print the table of a scenario."""
+    if as_json:
+        print(json.dumps({"scenario": report.title, **report.values()}))
+    else:
+        print("\n".join(report.lines()), flush=True)

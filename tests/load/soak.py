@@ -6,7 +6,6 @@ Memory and file descriptors must stay what they were, and no event may be missed
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -14,18 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 from tests.load.bench import Load, say
 from tests.load.clients import Streams
+from tests.load.command import parse, show
 from tests.load.emission import ProcessEmitter
 from tests.load.report import Report
 from tests.load.server import STREAM, LoadServer, resident, serve
 from tests.processes import wait_until
 from tests.redis_server import RedisServer
-from tests.requirements import find
 
 _STALLED = 50
 _HISTORY = "2000"
@@ -196,21 +195,8 @@ _HELP = {
 def main(arguments: list[str] | None = None) -> int:
     """Run, and print the table."""
     parser = argparse.ArgumentParser("python -m tests.load.soak", description=__doc__)
-    for field in fields(Options):
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=type(field.default),
-            default=field.default,
-            help=f"{_HELP[field.name]} ({field.default})",
-        )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    given = vars(parser.parse_args(arguments))
-    as_json = given.pop("json")
-    for name in ("gcc", "redis-server"):
-        if find(name) is None:
-            parser.error(f"{name} is not installed")
-    report = run(Options(**given))
-    print(json.dumps(report.values()) if as_json else "\n".join(report.lines()))
+    given, as_json = parse(parser, Options, _HELP, arguments)
+    show(run(Options(**given)), as_json)
     return 0
 
 

@@ -24,6 +24,7 @@ from tests.certificate import Certificate
 from tests.conftest import RedisFactory, require
 from tests.documentation import recipe
 from tests.gunicorn_server import ROOT, GunicornServer
+from tests.nginx import SURROUNDINGS
 from tests.processes import free_port, wait_until
 from tests.server.apps import create
 from tests.server.client import Site
@@ -33,26 +34,6 @@ APP = "tests.server.apps:create()"
 TOKEN = "a-token-nobody-may-read"
 SHORT = {"60s": "2s"}
 """What the proxies wait for the app and for the client, and what they wait here."""
-
-NGINX = """
-daemon off;
-worker_processes 1;
-pid {directory}/pid;
-error_log {directory}/error.log info;
-events {{ worker_connections 256; }}
-http {{
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
-  gzip on;
-  gzip_proxied any;
-  gzip_min_length 0;
-  gzip_types text/event-stream application/json;
-  {recipe}
-}}
-"""
 
 
 class Proxy:
@@ -106,7 +87,7 @@ def nginx(directory: Path, app: str, certificate: Certificate) -> Proxy:
         **SHORT,
     }
     config = directory / "nginx.conf"
-    config.write_text(NGINX.format(directory=directory, recipe=recipe("nginx.conf", places)))
+    config.write_text(SURROUNDINGS.format(directory=directory, sites=recipe("nginx.conf", places)))
     command = [require("nginx"), "-p", str(directory), "-e", str(directory / "error.log")]
     return Proxy([*command, "-c", str(config)], port, directory, "noc.log")
 
