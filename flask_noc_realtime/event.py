@@ -390,7 +390,7 @@ def _permissions(value: Collection[str] | None) -> tuple[str, ...] | None:
     if not value:
         # An empty list computed by mistake must not become "visible to everyone".
         raise EventError("permissions is empty, so nobody could see the event; pass None for all.")
-    return tuple(sorted(set(value)))
+    return _sorted(tuple(value))
 
 
 @lru_cache(maxsize=4096)

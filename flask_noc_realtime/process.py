@@ -86,6 +86,11 @@ class Process:
         self.hub.start()
         return self.hub.position
 
+    @property
+    def streams(self) -> int:
+        """How many streams are open, whatever carries them."""
+        return self.portable.streams + (0 if self._pump is None else self._pump.streams)
+
     def report(self) -> dict[str, Any]:
         """Return how this worker is, as `flask noc-realtime stats` shows it.
 
@@ -107,7 +112,7 @@ class Process:
         """Return the values of the gauges now."""
         pump = self._pump
         return {
-            "sse_connections_active": self.portable.streams + (0 if pump is None else pump.streams),
+            "sse_connections_active": self.streams,
             "sse_log_lag": 0.0 if pump is None else pump.lag(time.monotonic()),
             "sse_broker_up": float(not self.broker.away()),
             "sse_emit_queued": self.emitter.queued,
@@ -130,7 +135,7 @@ class Process:
             grace=self._config.health_grace,
             answers=self.probe() if deep else None,
             lag=None if pump is None else pump.lag(time.monotonic()),
-            streams=self.portable.streams + (0 if pump is None else pump.streams),
+            streams=self.streams,
             position=self.hub.position,
         )
 

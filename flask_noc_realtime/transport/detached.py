@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from ..audience import Audience
 from ..cursor import Batch
 from ..event import Rule
-from ..frame import LAST_CHUNK, chunk
+from ..frame import LAST_CHUNK, chunk, count_frames
 from ..hub import SPREAD, Hub, Opening
 from ..metrics import OFF, Metrics, Sweep
 from ..wheel import Wheel
@@ -656,7 +656,7 @@ def _can_take(response: Any) -> bool:
 def _taken_of(rest: memoryview, rules: Sequence[Rule]) -> Sequence[Rule]:
     """Return the rules of the events of which a client took every byte, before it left *rest*."""
     taken = rest.obj[: -len(rest)]  # type: ignore[index]  # it is a view of bytes
-    return rules[: taken.count(b"\n\n")]
+    return rules[: count_frames(taken)]
 
 
 def _tune(sock: _socket.socket) -> None:
