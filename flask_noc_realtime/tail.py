@@ -113,7 +113,10 @@ class Tail:
             return self._log.position_at(self._ordinal)
 
     def read(self, timeout: float) -> Page:
-        """Return what came since the last call, waiting for more if need be."""
+        """Return what came since the last call, waiting for more if need be.
+
+        The page is empty when nothing came in time, or nothing that the filter lets through.
+        """
         log = self._log
         with self._changed:
             self._changed.wait_for(lambda: self._ordinal < log.end, timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -36,12 +37,13 @@ def following(
 
 
 def read(tail: Tail, count: int) -> list[Happened]:
-    """Return the next *count* events."""
+    """Return the next *count* events; a page of others only is empty, and comes at once."""
     events: list[Happened] = []
+    deadline = time.monotonic() + 20
     while len(events) < count:
-        page = tail.read(20.0)
-        assert page.events and not page.gap, (events, page)
+        page = tail.read(deadline - time.monotonic())
         events += page.events
+        assert not page.gap and time.monotonic() < deadline, (events, page)
     return events
 
 
