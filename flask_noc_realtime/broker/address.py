@@ -150,6 +150,8 @@ def _options(parts: _Parts, timeout: float) -> dict[str, Any]:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "health_check_interval": _HEALTH_CHECK,
+        # With 3, redis-py writes out every message for a log that nobody reads.
+        "protocol": 2,
         **parse_url(f"{parts.scheme}://{_database(parts)}?{query}"),
     }
     for name in {"protocol", "ssl_min_version"} & options.keys():

@@ -461,9 +461,15 @@ class RedisBroker:
             if self.census.report is not None:
                 takers[self.census.channel.encode()] = self.census.answer
             pubsub.subscribe(*takers)
-            self._check_at = time.monotonic() + _IDLE_CHECK
+            heard = time.monotonic()
+            self._check_at = heard + _IDLE_CHECK
             while not self._closed.is_set():
-                message = pubsub.get_message(timeout=_QUIET) or self._probe(pubsub)
+                message = self._next(pubsub)
+                if message is None:
+                    if time.monotonic() < heard + _QUIET:
+                        continue
+                    message = self._probe(pubsub)
+                heard = time.monotonic()
                 if message["type"] == "message":
                     takers[message["channel"]](message["data"])
                 elif message["channel"] == self.pages.channel.encode():
@@ -473,6 +479,21 @@ class RedisBroker:
                 ):
                     self._catch_up()
                     self._log_up()
+
+    def _next(self, pubsub: Any) -> Any:
+        """Return the next message, or None where none came within the timeout.
+
+        It reads at once: `get_message` asks first, and again, whether there is something to be
+        read, which under gevent is a turn of the event loop each time.
+        """
+        try:
+            response = pubsub.connection.read_response(disconnect_on_error=False, push_request=True)
+        except redis.TimeoutError:
+            return None
+        except (redis.ConnectionError, OSError):
+            # It finds that, too, connects and subscribes again.
+            return pubsub.get_message(timeout=self._timeout)
+        return pubsub.handle_message(response)
 
     def _probe(self, pubsub: Any) -> Any:
         """Return the next message, where none has come for a while.

@@ -160,7 +160,7 @@ def test_a_subscription_that_leaves_events_out_is_replaced(
     monkeypatch.setattr(broker_module, "_IDLE_CHECK", 0.1)
     server = redis_server()
     sink = RecordingSink()
-    broker = connect(server.url)
+    broker = connect(server.url, timeout=0.5)
     broker.start(sink)
     broker.publish(record(0), key())
     sink.wait_for_number(0)
@@ -179,7 +179,7 @@ def test_a_subscription_with_nothing_to_bring_is_kept(
     monkeypatch.setattr(broker_module, "_IDLE_CHECK", 0.1)
     server = redis_server()
     sink = RecordingSink()
-    broker = connect(server.url)
+    broker = connect(server.url, timeout=0.2)
     broker.start(sink)
     for number in range(2):
         asked = calls(server, "ping")
