@@ -9,13 +9,19 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import redis
-from redis.connection import ConnectionPool, parse_url
+from redis.connection import Connection, ConnectionPool, parse_url
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
 from ..errors import ConfigError
 from .cluster import Owner, OwnerConnection, OwnerTLSConnection
 from .command import ONCE
+from .connection import prompt
 
 FORMS = (
     "memory://, redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service/db "
@@ -187,6 +193,7 @@ def _server(parts: _Parts, options: dict[str, Any]) -> Connect:
     if parts.scheme != "unix":
         host, port = parts.hosts[0]
         options.update(host=host, port=port or 6379)
+    options["connection_class"] = prompt(options.get("connection_class", Connection))
     return lambda retry: redis.Redis.from_pool(ConnectionPool(retry=retry, **options))
 
 
@@ -195,14 +202,18 @@ def _sentinel(parts: _Parts, options: dict[str, Any]) -> Connect:
     service = unquote(parts.path.strip("/").partition("/")[0])
     if not service:
         raise ValueError("name the service: redis+sentinel://host:port,host:port/service/db")
-    options["ssl"] = options.pop("connection_class", None) is not None
+    secure = options.pop("connection_class", None) is not None
     watch = {name: each for name, each in options.items() if name.startswith("ssl")}
+    watch["ssl"] = secure
     for name in ("username", "password"):
         watch[name] = parts.options.get(f"sentinel_{name}")
     sentinels = [(host, port or 26379) for host, port in parts.hosts]
     # They are asked one after the other: together they may take as long as Redis itself.
     share = options["socket_timeout"] / len(sentinels)
     watch.update(socket_timeout=share, socket_connect_timeout=share, retry=ONCE)
+
+    kind = SentinelManagedSSLConnection if secure else SentinelManagedConnection
+    options["connection_class"] = prompt(kind)
 
     def connect(retry: Retry) -> Any:
         sentinel: Any = Sentinel(sentinels, sentinel_kwargs=watch)
@@ -218,7 +229,8 @@ def _cluster(parts: _Parts, options: dict[str, Any]) -> Connect:
     seeds = [(host, port or 6379) for host, port in parts.hosts]
     owner = Owner(seeds, parts.key, dict(options))
     secure = options.pop("connection_class", None) is not None
-    options.update(connection_class=OwnerTLSConnection if secure else OwnerConnection, owner=owner)
+    kind = OwnerTLSConnection if secure else OwnerConnection
+    options.update(connection_class=prompt(kind), owner=owner)
     return lambda retry: redis.Redis.from_pool(ConnectionPool(retry=retry, **options))
 
 

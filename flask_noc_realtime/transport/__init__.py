@@ -7,7 +7,6 @@ needs gunicorn's stock gevent worker, and keeps a file descriptor and a few hund
 from __future__ import annotations
 
 import math
-import select
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from types import FrameType
 from typing import Any
 
 from ..audience import Audience
-
-_POLLRDHUP = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere a closed socket shows later.
+from ..descriptor import hung_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +58,7 @@ class Caller:
         """Tell whether the client is still there, and the worker that is to answer it stays."""
         if self._worker is not None and not self._worker.alive:
             return False
-        return self._socket is None or not _hung_up(self._socket.fileno())
-
-
-def _hung_up(fd: int) -> bool:
-    """Tell whether the other end has closed, without reading what it may have sent before."""
-    try:
-        poll = unpatched("select", "poll")()
-    except AttributeError:
-        return False  # Windows has none, and eventlet takes it away.
-    poll.register(fd, _POLLRDHUP)
-    return bool(poll.poll(0))
-
-
-def unpatched(module: str, name: str) -> Any:
-    """Return what gevent, where it is used, put a version of its own in the place of."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return getattr(sys.modules[module], name)
-    return monkey.get_original(module, name)
+        return self._socket is None or not hung_up(self._socket.fileno())
 
 
 def server_frame(module: str, function: str) -> FrameType | None:

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, cast
 
 from ..audience import Audience
 from ..cursor import Batch
+from ..descriptor import unpatched
 from ..event import Rule
 from ..frame import LAST_CHUNK, chunk, count_frames
 from ..hub import SPREAD, Hub, Opening
 from ..metrics import OFF, Metrics, Sweep
 from ..wheel import Wheel
-from . import StreamRequest, gunicorn_response, unpatched
+from . import StreamRequest, gunicorn_response
 from .portable import Portable, PortableStream
 
 SLICE = 0.001
