@@ -179,10 +179,10 @@ class Coalesced:
             return self.policy.ttl
         return _DEFAULT_TTL if state is None else state.config.coalesce_ttl
 
-    def generations(self, process: Process, own: str) -> Hashable:
+    def generations(self, process: Process, own: str, *, at_once: bool = False) -> Hashable:
         """Return what ends results: the newest events, or that it was done by hand."""
         if self._strict:
-            return process.generations.read(self.patterns[own])
+            return process.generations.read(self.patterns[own], at_once=at_once)
         return process.hub.invalidations.of(own)
 
     def _before(self, state: State, own: str) -> Before:

@@ -11,14 +11,17 @@ _POLLIN = getattr(select, "POLLIN", 0)
 _POLLRDHUP = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere a closed socket shows later.
 
 
-def readable(fd: int) -> bool:
-    """Tell whether there is something to read, if only the end; True where nobody can tell."""
-    return _polled(fd, _POLLIN, default=True)
+def readable(fd: int, milliseconds: int = 0) -> bool:
+    """Tell whether there is something to read, if only the end; True where nobody can tell.
+
+    :param milliseconds: how long to wait for it, in which no other greenlet runs.
+    """
+    return _polled(fd, _POLLIN, milliseconds, default=True)
 
 
 def hung_up(fd: int) -> bool:
     """Tell whether the other end has closed, without reading what it may have sent before."""
-    return _polled(fd, _POLLRDHUP, default=False)
+    return _polled(fd, _POLLRDHUP, 0, default=False)
 
 
 def unpatched(module: str, name: str) -> Any:
@@ -29,10 +32,10 @@ def unpatched(module: str, name: str) -> Any:
     return monkey.get_original(module, name)
 
 
-def _polled(fd: int, events: int, *, default: bool) -> bool:
+def _polled(fd: int, events: int, milliseconds: int, *, default: bool) -> bool:
     try:
         poll = unpatched("select", "poll")()
     except AttributeError:
         return default  # Windows has none, and eventlet takes it away.
     poll.register(fd, events)
-    return bool(poll.poll(0))
+    return bool(poll.poll(milliseconds))

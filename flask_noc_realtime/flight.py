@@ -97,6 +97,10 @@ class Results(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Tell whether there is an entry, for whomever."""
+        return key in self._entries
+
     def get(self, key: Hashable, generations: Hashable, now: float) -> Kept[T] | None:
         """Return the entry for callers who see *generations* at *now*."""
         kept = self._entries.get(key)
@@ -221,6 +225,10 @@ class Flights(Generic[T]):
     def waiting(self) -> int:
         """How many callers wait for another's flight."""
         return len(self._waits)
+
+    def idle(self, key: Hashable) -> bool:
+        """Tell whether nothing for *key* is kept, nor in flight."""
+        return key not in self.results and key not in self._lanes
 
     def forget(self, key: Hashable) -> None:
         """Drop what is kept for *key*; a flight that runs is still stored."""

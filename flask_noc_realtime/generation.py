@@ -50,20 +50,23 @@ class Generations:
         """Whether it is worth asking the broker."""
         return not self._emitter.queued and self._clock() >= self._closed_until
 
-    def read(self, patterns: Sequence[str]) -> Hashable:
+    def read(self, patterns: Sequence[str], *, at_once: bool = False) -> Hashable:
         """Return what names the newest event of each pattern, or an `Unknown`.
 
-        All who ask at once share a round trip. Who comes while one is under way waits for the
-        next: it must see every event that was emitted before it came.
+        All who ask at the same time share a round trip. Who comes while one is under way waits
+        for the next: it must see every event that was emitted before it came.
+
+        :param at_once: whether to ask alone, and wait on the spot for a moment.
         """
         if not patterns:
             return ()
         if not self.readable:
             return Unknown()
-        if self._broker.shared:
+        if self._broker.shared and not at_once:
             names = self._combined(tuple(patterns))
         else:
-            names = self.attempt(functools.partial(self._broker.generations, patterns))
+            ask = functools.partial(self._broker.generations, patterns, at_once=at_once)
+            names = self.attempt(ask)
         return Unknown() if names is None else names
 
     def _ask(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...] | None]:

@@ -84,8 +84,12 @@ class CoalescedView:
         key = self._key_of(state, asked, scope)
         own = self.coalesced.own_of_view(asked.view_args)
         due = self.policy.due(self.coalesced.ttl(state)) if self._refreshes else 0.0
-        seen = self.coalesced.generations(process, own) if before is None else before.generations
         flights = process.flights
+        if before is None:
+            # All who come meanwhile wait for the work, and the work for this.
+            seen = self.coalesced.generations(process, own, at_once=flights.idle(key))
+        else:
+            seen = before.generations
         now = flights.clock()
         kept = flights.results.get(key, seen, now)
         if kept is not None and isinstance(kept.value, bytes):

@@ -121,12 +121,14 @@ class Broker(Protocol):
         :raises BrokerUnavailable: when it cannot be known.
         """
 
-    def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
+    def generations(self, patterns: Sequence[str], *, at_once: bool = False) -> tuple[str, ...]:
         """Return what names the newest event of each pattern, such as ``incident.*``.
 
         It has changed before the publishing of an event that matches returns, and before any
         stream is sent it. Names are only ever compared for equality.
 
+        :param at_once: whether to wait for the answer on the spot for a moment: the work of many
+            waits for it.
         :raises BrokerUnavailable: when it cannot be known.
         """
 

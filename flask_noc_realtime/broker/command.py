@@ -34,14 +34,17 @@ class Script:
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
-    def run(self, client: Any, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+    def run(
+        self, client: Any, keys: Sequence[Any], arguments: Sequence[Any], *, at_once: bool = False
+    ) -> Any:
         """Run it with keys and arguments.
 
+        :param at_once: see `ask`.
         :raises redis.RedisError: when it may have run, or not.
         """
         words = (len(keys), *keys, *arguments)
         try:
-            return ask(client, "EVALSHA", self.sha, *words)
+            return ask(client, "EVALSHA", self.sha, *words, at_once=at_once)
         except NoScriptError:
             return ask(client, "EVAL", self.text, *words)
 
@@ -69,33 +72,37 @@ class Call:
             return self._script.run(client, self._keys, (*self._arguments, *arguments))
 
 
-def ask(client: Any, *words: Any) -> Any:
+def ask(client: Any, *words: Any, at_once: bool = False) -> Any:
     """Return the reply to a command; it is sent once, whatever happens.
 
+    :param at_once: whether to wait for it on the spot for a moment, though others could run.
     :raises NoConnection: when it was not sent.
     :raises redis.RedisError: when it may have been carried out, or not.
     """
-    return ask_packed(client, _pack([_encoded(word) for word in words]))
+    return ask_packed(client, _pack([_encoded(word) for word in words]), at_once=at_once)
 
 
-def ask_packed(client: Any, command: bytes) -> Any:
+def ask_packed(client: Any, command: bytes, *, at_once: bool = False) -> Any:
     """Return as `ask` does the reply to a command that is encoded already."""
     pool = client.connection_pool
     connection = _connection(pool)
     try:
         # Both disconnect when they are cut short, so that nobody gets another's reply.
         connection.send_packed_command([command])
+        if at_once:
+            connection.linger()
         return connection.read_response()
     finally:
         pool.release(connection)
 
 
-def ask_primary(client: Any, key: str, *words: str) -> Any:
+def ask_primary(client: Any, key: str, *words: str, at_once: bool = False) -> Any:
     """Return the reply to a command that reads *key*, a hash, of a node that takes writes.
 
     A replica, or a primary that was cut off from its replicas, answers with what was. In a
     cluster such a node sends its readers away.
 
+    :param at_once: see `ask`.
     :raises redis.RedisError: when it takes none, or the reply is not known.
     """
     pool = client.connection_pool
@@ -103,6 +110,8 @@ def ask_primary(client: Any, key: str, *words: str) -> Any:
     try:
         # No hash has a field without a name, and nothing is written.
         connection.send_packed_command([_packed(words, ("HDEL", key, ""))])
+        if at_once:
+            connection.linger()
         reply = connection.read_response()
         connection.read_response()
         return reply

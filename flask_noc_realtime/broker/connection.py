@@ -24,6 +24,15 @@ class _Prompt(_Connection):
             return False
         return bool(super().can_read(timeout))
 
+    def linger(self) -> None:
+        """Wait for a reply on the spot, for a millisecond at most.
+
+        Otherwise all greenlets that are ready run before it is read.
+        """
+        sock: Any = self._sock
+        if sock is not None and not _held(sock):
+            readable(sock.fileno(), 1)
+
     def _quiet(self) -> bool:
         sock: Any = self._sock
         # TLS may hold what it has deciphered.

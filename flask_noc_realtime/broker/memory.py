@@ -75,7 +75,7 @@ class MemoryBroker:
             self._reach()
             return [_value(self._said.get(key, _NOTHING)) for key in keys]
 
-    def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
+    def generations(self, patterns: Sequence[str], *, at_once: bool = False) -> tuple[str, ...]:
         self._reach()
         newest = self._generations
         unnamed = newest[""]

@@ -140,7 +140,7 @@ class Pages:
     :param namespace: prefix of the keys.
     """
 
-    def __init__(self, run: Callable[[str, Sequence[Any], Sequence[Any]], Any], namespace: str):
+    def __init__(self, run: Callable[..., Any], namespace: str) -> None:
         self.channel = f"{{{namespace}}}:landed"
         self._run = run
         self._generations_key = f"{{{namespace}}}:generations"
@@ -170,7 +170,8 @@ class Pages:
         """
         keys = [self._generations_key, self._page_key + name, self._flight_key + name]
         arguments = [token, round(lease * 1000), round(due * 1000), *patterns]
-        reply = self._run("pages.look_up", keys, arguments)
+        # Who finds nothing here works it out, and all others wait for that.
+        reply = self._run("pages.look_up", keys, arguments, at_once=True)
         names = tuple([str(each, "ascii") for each in reply[0]])
         value = reply[3] if len(reply) > 3 else None
         return Look(names, reply[1].decode(), max(0, reply[2]) / 1000, value)

@@ -305,8 +305,8 @@ class RedisBroker:
     def recall(self, keys: Sequence[str]) -> list[bytes | None]:
         return self._run_each("recall", self._said_key, keys)
 
-    def generations(self, patterns: Sequence[str]) -> tuple[str, ...]:
-        names = self._read_fields(self._generations_key, patterns)
+    def generations(self, patterns: Sequence[str], *, at_once: bool = False) -> tuple[str, ...]:
+        names = self._read_fields(self._generations_key, patterns, at_once=at_once)
         try:
             return tuple([str(name, "ascii") for name in names])
         except (TypeError, UnicodeDecodeError):  # There is none, or one that is not of ours.
@@ -402,9 +402,11 @@ class RedisBroker:
         positions: bytes = self._publish.run(self._client, arguments)
         return positions.decode().split()
 
-    def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    def _run(
+        self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, at_once: bool = False
+    ) -> Any:
         with self._reaching:
-            return _SCRIPTS[name].run(self._client, keys, arguments)
+            return _SCRIPTS[name].run(self._client, keys, arguments, at_once=at_once)
 
     def _run_each(self, name: str, prefix: str, keys: Sequence[str]) -> list[bytes | None]:
         """Run a script that returns a value for each key."""
@@ -414,10 +416,10 @@ class RedisBroker:
             values += self._run(name, page, [])
         return values
 
-    def _read_fields(self, key: str, fields: Sequence[str]) -> Any:
+    def _read_fields(self, key: str, fields: Sequence[str], *, at_once: bool) -> Any:
         with self._reaching:
             try:
-                return ask_primary(self._client, key, "HMGET", key, *fields)
+                return ask_primary(self._client, key, "HMGET", key, *fields, at_once=at_once)
             except redis.ResponseError as error:
                 if not str(error).startswith("WRONGTYPE"):
                     raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
 import pytest
@@ -22,7 +24,7 @@ def server(redis_server: RedisFactory) -> RedisServer:
 
 
 @pytest.fixture
-def connection(server: RedisServer) -> Iterator[Connection]:
+def connection(server: RedisServer) -> Iterator[Any]:
     """Return a connection that is subscribed, and has read that it is."""
     made = prompt(Connection)(host="127.0.0.1", port=server.port, protocol=2)
     made.send_command("SUBSCRIBE", "news")
@@ -31,7 +33,7 @@ def connection(server: RedisServer) -> Iterator[Connection]:
     made.disconnect()
 
 
-def test_nobody_else_runs_while_a_quiet_connection_is_looked_at(connection: Connection) -> None:
+def test_nobody_else_runs_while_a_quiet_connection_is_looked_at(connection: Any) -> None:
     """Under gevent, redis-py's own way lets all that are ready run first."""
     ran: list[bool] = []
     other = gevent.spawn(ran.append, True)
@@ -41,7 +43,7 @@ def test_nobody_else_runs_while_a_quiet_connection_is_looked_at(connection: Conn
     assert ran == [True]
 
 
-def test_what_came_is_seen(server: RedisServer, connection: Connection) -> None:
+def test_what_came_is_seen(server: RedisServer, connection: Any) -> None:
     """And can be read."""
     server.client().publish("news", "x")
     wait_until(connection.can_read, 20, "the message")
@@ -49,7 +51,7 @@ def test_what_came_is_seen(server: RedisServer, connection: Connection) -> None:
     assert connection.can_read() is False
 
 
-def test_one_that_redis_closed_is_no_quiet_one(server: RedisServer, connection: Connection) -> None:
+def test_one_that_redis_closed_is_no_quiet_one(server: RedisServer, connection: Any) -> None:
     """So that the pool replaces it, and the command is not lost on it."""
     server.client().client_kill_filter(_type="pubsub")
 
@@ -62,8 +64,30 @@ def test_one_that_redis_closed_is_no_quiet_one(server: RedisServer, connection: 
     wait_until(ended, 20, "the end")
 
 
-def test_a_timeout_is_waited_for(server: RedisServer, connection: Connection) -> None:
+def test_a_timeout_is_waited_for(server: RedisServer, connection: Any) -> None:
     """Until something comes."""
     greenlet = gevent.spawn(server.client().publish, "news", "x")
     greenlet.join()
     assert connection.can_read(timeout=20)
+
+
+def test_nobody_else_runs_while_a_reply_is_waited_for_on_the_spot(server: RedisServer) -> None:
+    """And what comes is read afterwards, whether it came in time or not."""
+    connection = prompt(Connection)(host="127.0.0.1", port=server.port, protocol=2)
+    connection.connect()
+    ran: list[bool] = []
+    other = gevent.spawn(ran.append, True)
+    connection.send_command("PING")
+    connection.linger()
+    assert ran == []
+    other.join()
+    assert connection.read_response() == b"PONG"
+    connection.disconnect()
+
+
+def test_waiting_on_the_spot_is_over_when_nothing_comes(connection: Any) -> None:
+    """A Redis far away holds nobody up for longer than a moment."""
+    begun = time.monotonic()
+    connection.linger()
+    assert time.monotonic() - begun < 10
+    assert connection.can_read() is False

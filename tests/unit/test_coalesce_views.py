@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -29,6 +29,7 @@ from flask_httpauth import HTTPBasicAuth
 from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
 
 from flask_noc_realtime import ConfigError, Identity, NocRealtime, coalesce
+from flask_noc_realtime.generation import Generations
 from tests.processes import wait_until
 
 TIMEOUT = 20.0
@@ -115,6 +116,23 @@ def test_a_page_is_worked_out_once_and_given_to_all(site: Site) -> None:
     assert status(second).startswith("hit; ttl=")
     assert second.headers["Age"] == "0"
     assert first.headers["X-Noc-Position"] == second.headers["X-Noc-Position"]
+
+
+def test_who_begins_asks_redis_without_giving_way_and_a_hit_does_not(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The herd that comes meanwhile would run first, and its work would begin that much later."""
+    asked: list[bool] = []
+    read = Generations.read
+
+    def reading(self: Generations, patterns: Sequence[str], *, at_once: bool = False) -> Hashable:
+        asked.append(at_once)
+        return read(self, patterns, at_once=at_once)
+
+    monkeypatch.setattr(Generations, "read", reading)
+    site.page(numbered(site), invalidate_on=["incident.*"])
+    assert [site.get().text, site.get().text] == ["run 1", "run 1"]
+    assert asked == [True, False]
 
 
 class Clock:

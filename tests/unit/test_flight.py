@@ -210,6 +210,20 @@ def test_forgotten_keys_are_worked_out_anew() -> None:
     assert world.fly().how is How.LED
 
 
+def test_a_key_is_idle_while_nothing_of_it_is_kept_or_in_flight(world: World) -> None:
+    """Then whoever comes next has all after it wait."""
+    assert world.flights.idle("k")
+    caller = world.start("k")
+    assert not world.flights.idle("k")
+    assert world.flights.idle("other")
+    world.gate.set()
+    caller.result()
+    assert world.flights.idle("k")
+    kept = World(ttl=5.0)
+    kept.fly()
+    assert not kept.flights.idle("k")
+
+
 # Errors.
 
 
