@@ -129,7 +129,7 @@ def stats_command(as_json: bool, wait: float) -> None:
     broker = _redis(_state())
     newest = broker.newest()
     asked, reports = broker.survey(wait)
-    workers = [_with_lag(json.loads(report), newest) for report in reports]
+    workers = [_with_delay(json.loads(report), newest) for report in reports]
     workers.sort(key=lambda worker: (worker["host"], worker["pid"]))
     silent = 0 if asked is None else asked - len(workers)
     if as_json:
@@ -358,12 +358,16 @@ def _show(page: Page, as_json: bool) -> None:
         click.echo("\n".join(lines))
 
 
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f} s"
+
+
 _COLUMNS = (
     ("worker", 24, lambda worker: f"{worker['host']}:{worker['pid']}"),
     ("detached", -9, lambda worker: f"{worker['detached']:,}"),
     ("portable", -9, lambda worker: f"{worker['portable']:,}"),
     ("position", -20, lambda worker: worker["position"]),
-    ("lag", -10, lambda worker: "?" if worker["lag"] is None else f"{worker['lag']:.3f} s"),
+    ("delay", -10, lambda worker: _seconds(worker["delay"])),
     ("behind", -7, lambda worker: f"{worker['behind']:,}"),
     ("queued", -7, lambda worker: f"{worker['queued']:,}"),
     ("dropped", -8, lambda worker: f"{worker['dropped']:,}"),
@@ -411,11 +415,11 @@ def _show_load(found: dict[str, Streamed | Answered], as_json: bool) -> None:
             click.echo(f"  {name.replace('_', ' '):16} {shown}")
 
 
-def _with_lag(worker: dict[str, Any], newest: str | None) -> dict[str, Any]:
+def _with_delay(worker: dict[str, Any], newest: str | None) -> dict[str, Any]:
     """Add the seconds between the newest event and the newest one the worker has."""
     ages = [int(position.partition("-")[0]) for position in (newest or UNKNOWN, worker["position"])]
     known = worker["position"] != UNKNOWN
-    return {**worker, "lag": max(0, ages[0] - ages[1]) / 1000 if known else None}
+    return {**worker, "delay": max(0, ages[0] - ages[1]) / 1000 if known else None}
 
 
 def _is_read() -> bool:

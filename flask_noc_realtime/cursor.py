@@ -29,11 +29,6 @@ class Batch(NamedTuple):
     private: frozenset[str] = frozenset()
     gap: str | None = None
 
-    @property
-    def events(self) -> int:
-        """How many frames there are."""
-        return len(self.rules)
-
 
 class Reader:
     """Reads the log for cursors, one bytes object for all that ask the same.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -123,15 +123,16 @@ class _Arguments:
     def __init__(self, function: Callable[..., Any], recipe: Recipe) -> None:
         parameters = inspect.signature(function).parameters
         recipe.check([*parameters, "result"])
-        self._getters = []
-        for index, parameter in enumerate(parameters.values()):
-            if recipe.wants is None or parameter.name in recipe.wants:
-                self._getters.append((parameter.name, _getter(parameter, index, list(parameters))))
         self._plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
         self._names = tuple(parameters)
         self._defaults = {
             name: p.default for name, p in parameters.items() if p.default is not p.empty
         }
+        self._getters = [
+            (name, _getter(parameter, index, self._names))
+            for index, (name, parameter) in enumerate(parameters.items())
+            if not self._plain and (recipe.wants is None or name in recipe.wants)
+        ]
 
     def values(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
@@ -147,7 +148,7 @@ class _Arguments:
 
 
 def _getter(
-    parameter: inspect.Parameter, index: int, names: list[str]
+    parameter: inspect.Parameter, index: int, names: Sequence[str]
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
     name, default = parameter.name, parameter.default
     if parameter.kind is parameter.VAR_POSITIONAL:

@@ -44,7 +44,7 @@ class Target(NamedTuple):
             raise ParameterError("Percent-encode the path of the URL.")
         if not parts.hostname or parts.username is not None or parts.query or parts.fragment:
             raise ParameterError(_FORM)
-        pairs = tuple(_header(text) for text in headers)
+        pairs = _joined([_header(text) for text in headers])
         path = parts.path.rstrip("/")
         return cls(parts.scheme == "https", parts.hostname, port, path, pairs)
 
@@ -73,10 +73,23 @@ class Target(NamedTuple):
         return context
 
     def carrying(self, token: str | None) -> Target:
-        """Return the same address with a bearer token."""
+        """Return the same address with a bearer token, in place of what said who asks."""
         if token is None:
             return self
-        return self._replace(headers=(*self.headers, _header(f"Authorization: Bearer {token}")))
+        others = [pair for pair in self.headers if pair[0].lower() != "authorization"]
+        return self._replace(headers=(*others, _header(f"Authorization: Bearer {token}")))
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return one header for all of a name (RFC 9110, section 5.3; RFC 6265, section 4.2.1)."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, value in pairs:
+        key = name.lower()
+        if key in found:
+            name, before = found[key]
+            value = f"{before}{'; ' if key == 'cookie' else ', '}{value}"
+        found[key] = name, value
+    return tuple(found.values())
 
 
 def _header(text: str) -> tuple[str, str]:

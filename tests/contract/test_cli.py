@@ -204,7 +204,7 @@ def test_stats_names_each_worker_and_its_streams(
             "behind": 0,
             "queued": 0,
             "dropped": 0,
-            "lag": 0.0,
+            "delay": 0.0,
         }
     ]
 

@@ -91,7 +91,7 @@ def test_a_stream_that_comes_back_starts_where_it_was() -> None:
     opening = hub.open(positions[1])
     assert f"id: {positions[1]}\n".encode() in opening.preamble
     batch = hub.read(Audience(), None, opening.ordinal)
-    assert (batch.events, batch.end) == (3, opening.live_from)
+    assert (len(batch.rules), batch.end) == (3, opening.live_from)
 
 
 def test_a_position_that_is_not_found_is_told_in_these_bytes() -> None:

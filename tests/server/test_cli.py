@@ -113,7 +113,7 @@ def test_stats_counts_the_streams_of_every_worker(
             output, errors = process.communicate(timeout=30)
             assert process.returncode == 0, errors
             answer = json.loads(output)
-            arrived = all(each["lag"] == 0 for each in answer["workers"])
+            arrived = all(each["delay"] == 0 for each in answer["workers"])
             return answer if arrived and answer["position"] == position else None
 
         answer = wait_until(counted, 20.0, "the event is everywhere")

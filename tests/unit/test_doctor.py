@@ -363,6 +363,19 @@ def test_a_target_that_is_none_is_refused(url: str, headers: list[str]) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_headers_of_one_name_are_sent_as_one() -> None:
+    """Two are refused by many servers, and one of them would be lost on the way."""
+    headers = ["Cookie: a=1", "X-Site: 7", "cookie: b=2", "x-site: 8"]
+    target = Target.parse("http://noc.example", headers)
+    assert target.headers == (("Cookie", "a=1; b=2"), ("X-Site", "7, 8"))
+
+
+def test_a_token_replaces_what_said_who_asks() -> None:
+    """A server takes one Authorization only."""
+    target = Target.parse("http://noc.example", ["authorization: Basic x"]).carrying("a.b.c")
+    assert target.headers == (("Authorization", "Bearer a.b.c"),)
+
+
 def test_a_token_is_carried_as_a_header() -> None:
     """Beside others."""
     target = Target.parse("http://noc.example", ["X-Site: 7"]).carrying("a.b.c")
