@@ -23,7 +23,7 @@ PACKAGE = "flask_noc_realtime"
 
 PURE = ("errors", "event", "frame", "eventlog", "audience", "cursor")
 PURE += ("ingest", "notice", "recipe", "rollout", "weight", "wheel")
-THREADS = ("combine", "flight", "health", "metrics")
+THREADS = ("combine", "descriptor", "flight", "health", "metrics")
 TRANSPORTING = ("broker", "hub", "lease", "transport")
 LAYERS = {
     **dict.fromkeys(PURE, 0),
