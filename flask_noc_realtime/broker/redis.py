@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.connection import Connection
 from redis.retry import Retry
 
 from ..errors import BrokerUnavailable, EventError
@@ -199,6 +201,8 @@ _SCRIPTS = {
 _PAGE = 500
 _QUIET = 3.0
 _IDLE_CHECK = 15.0
+# Before redis-py 8 a read waits for the connection's timeout, and has to be begun anew.
+_TIMED = "timeout" in inspect.signature(Connection.read_response).parameters
 _WINDOW_MARGIN = 5.0
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -483,13 +487,15 @@ class RedisBroker:
                     self._log_up()
 
     def _next(self, pubsub: Any) -> Any:
-        """Return the next message, or None where none came within the timeout.
+        """Return the next message, or None where none came for a while.
 
         It reads at once: `get_message` asks first, and again, whether there is something to be
         read, which under gevent is a turn of the event loop each time.
         """
+        wait = {"timeout": _QUIET} if _TIMED else {}
+        read = pubsub.connection.read_response
         try:
-            response = pubsub.connection.read_response(disconnect_on_error=False, push_request=True)
+            response = read(disconnect_on_error=False, push_request=True, **wait)
         except redis.TimeoutError:
             return None
         except (redis.ConnectionError, OSError):
