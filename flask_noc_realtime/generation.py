@@ -16,6 +16,9 @@ from .errors import BrokerUnavailable
 
 T = TypeVar("T")
 
+_Question = tuple[tuple[str, ...], bool]
+"""Patterns, and whether to wait for the answer on the spot."""
+
 _PAUSE = 1.0
 
 _logger = logging.getLogger("flask_noc_realtime")
@@ -43,7 +46,7 @@ class Generations:
         self._clock = clock
         self._closed_until = 0.0
         self._complained = False
-        self._combined: Combine[tuple[str, ...], tuple[str, ...] | None] = Combine(self._ask)
+        self._combined: Combine[_Question, tuple[str, ...] | None] = Combine(self._ask)
 
     @property
     def readable(self) -> bool:
@@ -56,26 +59,28 @@ class Generations:
         All who ask at the same time share a round trip. Who comes while one is under way waits
         for the next: it must see every event that was emitted before it came.
 
-        :param at_once: whether to ask alone, and wait on the spot for a moment.
+        :param at_once: whether to wait on the spot for a moment, if it is the caller that asks.
         """
         if not patterns:
             return ()
         if not self.readable:
             return Unknown()
-        if self._broker.shared and not at_once:
-            names = self._combined(tuple(patterns))
+        if self._broker.shared:
+            names = self._combined((tuple(patterns), at_once))
         else:
-            ask = functools.partial(self._broker.generations, patterns, at_once=at_once)
-            names = self.attempt(ask)
+            names = self.attempt(functools.partial(self._broker.generations, patterns))
         return Unknown() if names is None else names
 
-    def _ask(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...] | None]:
-        patterns = list(dict.fromkeys(chain.from_iterable(questions)))
-        names = self.attempt(functools.partial(self._broker.generations, patterns))
+    def _ask(self, questions: Sequence[_Question]) -> list[tuple[str, ...] | None]:
+        wanted = [patterns for patterns, _ in questions]
+        at_once = any(at_once for _, at_once in questions)
+        patterns = list(dict.fromkeys(chain.from_iterable(wanted)))
+        ask = functools.partial(self._broker.generations, patterns, at_once=at_once)
+        names = self.attempt(ask)
         if names is None or len(questions) == 1:
             return [names] * len(questions)
         name_of = dict(zip(patterns, names, strict=True))
-        return [tuple([name_of[pattern] for pattern in question]) for question in questions]
+        return [tuple([name_of[pattern] for pattern in each]) for each in wanted]
 
     def retry(self) -> None:
         """Leave the broker in peace no longer: it is known to be back."""

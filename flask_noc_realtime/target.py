@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from .errors import ParameterError
 
 _FORM = "Use an http:// or https:// URL of host, port and path; send tokens by --token or --header."
+_SINGLE = {"authorization", "host"}
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -81,11 +82,14 @@ class Target(NamedTuple):
 
 
 def _joined(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Return one header for all of a name (RFC 9110, section 5.3; RFC 6265, section 4.2.1)."""
+    """Return one header for all of a name (RFC 9110, section 5.3; RFC 6265, section 4.2.1).
+
+    Of those that hold one value, the last.
+    """
     found: dict[str, tuple[str, str]] = {}
     for name, value in pairs:
         key = name.lower()
-        if key in found:
+        if key in found and key not in _SINGLE:
             name, before = found[key]
             value = f"{before}{'; ' if key == 'cookie' else ', '}{value}"
         found[key] = name, value

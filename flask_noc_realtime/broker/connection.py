@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..descriptor import readable
@@ -12,8 +12,16 @@ if TYPE_CHECKING:
 else:
     _Connection = object
 
+_NEAR = 1
+"""Milliseconds in which a Redis answers that is worth waiting for on the spot."""
+
+_FAR = 1.0
+"""Seconds for which one that did not is not waited for."""
+
 
 class _Prompt(_Connection):
+    far_until = 0.0
+
     def can_read(self, timeout: float = 0) -> bool:
         """Tell whether something came.
 
@@ -24,19 +32,40 @@ class _Prompt(_Connection):
             return False
         return bool(super().can_read(timeout))
 
+    def read_response(
+        self, disable_decoding: bool = False, *, disconnect_on_error: bool = True, **options: Any
+    ) -> Any:
+        """Read a reply, or disconnect: with Sentinel, redis-py leaves it to the next command."""
+        return super().read_response(
+            disable_decoding, disconnect_on_error=disconnect_on_error, **options
+        )
+
     def linger(self) -> None:
-        """Wait for a reply on the spot, for a millisecond at most.
+        """Wait for a reply on the spot, for a moment at most.
 
         Otherwise all greenlets that are ready run before it is read.
         """
+        now = time.monotonic()
+        if now < self.far_until or not self._quiet():
+            return
         sock: Any = self._sock
-        if sock is not None and not _held(sock):
-            readable(sock.fileno(), 1)
+        try:
+            if not readable(sock.fileno(), _NEAR):
+                type(self).far_until = now + _FAR
+        except BaseException:
+            # The reply would be the next command's.
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise
 
     def _quiet(self) -> bool:
         sock: Any = self._sock
-        # TLS may hold what it has deciphered.
-        return sock is not None and not readable(sock.fileno()) and not _held(sock)
+        # TLS may hold what it has deciphered, and one that was closed meanwhile has no descriptor.
+        return (
+            sock is not None
+            and sock.fileno() >= 0
+            and not readable(sock.fileno())
+            and not _held(sock)
+        )
 
 
 def _held(sock: Any) -> bool:
@@ -44,7 +73,9 @@ def _held(sock: Any) -> bool:
     return pending is not None and bool(pending())
 
 
-@cache
 def prompt(kind: type) -> type:
-    """Return connections of a *kind* of redis-py's that are prompt."""
+    """Return connections of a *kind* of redis-py's that are prompt.
+
+    They are another kind for each Redis: how far it is they find out together.
+    """
     return type(f"Prompt{kind.__name__}", (_Prompt, kind), {})

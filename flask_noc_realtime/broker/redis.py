@@ -201,7 +201,9 @@ _SCRIPTS = {
 _PAGE = 500
 _QUIET = 3.0
 _IDLE_CHECK = 15.0
-# Before redis-py 8 a read waits for the connection's timeout, and has to be begun anew.
+_GLANCE = 0.001
+_SLICE = 0.001
+_INSTANT = 0.0002
 _TIMED = "timeout" in inspect.signature(Connection.read_response).parameters
 _WINDOW_MARGIN = 5.0
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -467,15 +469,11 @@ class RedisBroker:
             if self.census.report is not None:
                 takers[self.census.channel.encode()] = self.census.answer
             pubsub.subscribe(*takers)
-            heard = time.monotonic()
-            self._check_at = heard + _IDLE_CHECK
+            turned = asked = time.monotonic()
+            self._check_at = asked + _IDLE_CHECK
             while not self._closed.is_set():
-                message = self._next(pubsub)
-                if message is None:
-                    if time.monotonic() < heard + _QUIET:
-                        continue
-                    message = self._probe(pubsub)
-                heard = time.monotonic()
+                message = self._next(pubsub) or self._probe(pubsub)
+                turned = _give_way(turned, asked)
                 if message["type"] == "message":
                     takers[message["channel"]](message["data"])
                 elif message["channel"] == self.pages.channel.encode():
@@ -485,22 +483,27 @@ class RedisBroker:
                 ):
                     self._catch_up()
                     self._log_up()
+                asked = time.monotonic()
 
     def _next(self, pubsub: Any) -> Any:
         """Return the next message, or None where none came for a while.
 
-        It reads at once: `get_message` asks first, and again, whether there is something to be
-        read, which under gevent is a turn of the event loop each time.
+        It reads at once: `get_message` of redis-py 8 asks first, and again, whether there is
+        something to be read, which under gevent is a turn of the event loop each time.
         """
-        wait = {"timeout": _QUIET} if _TIMED else {}
-        read = pubsub.connection.read_response
+        connection = pubsub.connection
+        if not _TIMED:
+            return pubsub.get_message(timeout=_QUIET)
         try:
-            response = read(disconnect_on_error=False, push_request=True, **wait)
+            response = connection.read_response(
+                disconnect_on_error=False, push_request=True, timeout=_QUIET
+            )
         except redis.TimeoutError:
             return None
         except (redis.ConnectionError, OSError):
-            # It finds that, too, connects and subscribes again.
-            return pubsub.get_message(timeout=self._timeout)
+            connection.disconnect()
+            # It connects and subscribes again.
+            return pubsub.get_message(timeout=_QUIET)
         return pubsub.handle_message(response)
 
     def _probe(self, pubsub: Any) -> Any:
@@ -516,7 +519,7 @@ class RedisBroker:
             missed = self._catch_up()
         pubsub.ping()
         # The second look is for a process that was held up until the time was over.
-        message = pubsub.get_message(timeout=self._timeout) or pubsub.get_message()
+        message = pubsub.get_message(timeout=self._timeout) or pubsub.get_message(timeout=_GLANCE)
         if message is None:
             raise redis.TimeoutError("the subscription is silent")
         if missed and message["type"] == "pong":
@@ -625,6 +628,24 @@ class _Reaching:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, AWAY):
             raise self._unavailable(error) from error
+
+
+def _give_way(turned: float, asked: float) -> float:
+    """Let others run if it is time; return when they last did.
+
+    While messages keep coming, no read waits, and under gevent that is all who serve requests.
+
+    :param turned: when they last did.
+    :param asked: when the read began that has just ended.
+    """
+    now = time.monotonic()
+    if now - asked > _INSTANT:
+        return now
+    if now - turned <= _SLICE:
+        return turned
+    # Not 0: fifty such turns pass before gevent's loop looks at its sockets.
+    time.sleep(_SLICE / 10)
+    return time.monotonic()
 
 
 def _close(client: Any) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 import redis
 from redis.connection import Connection
+from redis.sentinel import SentinelManagedConnection
 
+import flask_noc_realtime.broker.connection as connection_module
 from flask_noc_realtime.broker.connection import prompt
 from tests.conftest import RedisFactory
 from tests.processes import wait_until
@@ -71,23 +73,87 @@ def test_a_timeout_is_waited_for(server: RedisServer, connection: Any) -> None:
     assert connection.can_read(timeout=20)
 
 
-def test_nobody_else_runs_while_a_reply_is_waited_for_on_the_spot(server: RedisServer) -> None:
-    """And what comes is read afterwards, whether it came in time or not."""
-    connection = prompt(Connection)(host="127.0.0.1", port=server.port, protocol=2)
-    connection.connect()
-    ran: list[bool] = []
-    other = gevent.spawn(ran.append, True)
-    connection.send_command("PING")
+class Kernel:
+    """Says what the test says of a descriptor, and notes how long it was to wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, comes: bool) -> None:
+        self.comes = comes
+        self.waits: list[int] = []
+        monkeypatch.setattr(connection_module, "readable", self)
+
+    def __call__(self, fd: int, milliseconds: int = 0) -> bool:
+        if milliseconds:
+            self.waits.append(milliseconds)
+        return self.comes and bool(milliseconds)
+
+
+def test_a_reply_is_waited_for_on_the_spot_for_a_moment(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else runs meanwhile, so it is no longer than a millisecond."""
+    kernel = Kernel(monkeypatch, comes=True)
     connection.linger()
-    assert ran == []
-    other.join()
-    assert connection.read_response() == b"PONG"
+    connection.linger()
+    assert kernel.waits == [1, 1]
+
+
+def test_a_redis_far_away_is_waited_for_once_a_second(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On whatever connection: a flood of pages nobody has would hold everybody up."""
+    kernel = Kernel(monkeypatch, comes=False)
+    other = type(connection)(host="127.0.0.1", port=connection.port, protocol=2)
+    other.connect()
+    for each in (connection, other, connection):
+        each.linger()
+    assert kernel.waits == [1]
+    type(connection).far_until = 0.0
+    other.linger()
+    assert kernel.waits == [1, 1]
+    other.disconnect()
+
+
+def test_who_is_cut_short_while_lingering_leaves_no_reply_behind(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command would be given it."""
+
+    def cut(fd: int, milliseconds: int = 0) -> bool:
+        if milliseconds:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(connection_module, "readable", cut)
+    with pytest.raises(KeyboardInterrupt):
+        connection.linger()
+    assert not connection.is_connected
+
+
+def test_a_closed_connection_is_not_waited_for(connection: Any) -> None:
+    """Another thread may have closed it."""
     connection.disconnect()
-
-
-def test_waiting_on_the_spot_is_over_when_nothing_comes(connection: Any) -> None:
-    """A Redis far away holds nobody up for longer than a moment."""
-    begun = time.monotonic()
     connection.linger()
-    assert time.monotonic() - begun < 10
-    assert connection.can_read() is False
+
+
+@pytest.mark.parametrize("kind", [Connection, SentinelManagedConnection])
+def test_a_reply_that_comes_too_late_is_nobody_elses(
+    server: RedisServer, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Sentinel, redis-py leaves the connection as it is."""
+    options: dict[str, Any] = {"socket_timeout": 0.2, "protocol": 2}
+    if kind is Connection:
+        options |= {"host": "127.0.0.1", "port": server.port}
+    else:
+        monkeypatch.setattr(kind, "connect", Connection.connect)
+        pool = SimpleNamespace(is_master=True)
+        options |= {"connection_pool": pool, "host": "127.0.0.1", "port": server.port}
+    connection = prompt(kind)(**options)
+    connection.connect()
+    server.pause()
+    connection.send_command("ECHO", "first")
+    with pytest.raises(redis.TimeoutError):
+        connection.read_response()
+    server.resume()
+    connection.send_command("ECHO", "second")
+    assert connection.read_response() == b"second"
+    connection.disconnect()

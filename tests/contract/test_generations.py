@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Hashable, Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_noc_realtime.audience import TypeFilter
 from flask_noc_realtime.broker import Broker
 from flask_noc_realtime.broker.memory import MemoryBroker
-from flask_noc_realtime.event import notice, patterns_of
+from flask_noc_realtime.emit import EmitOptions, Publisher
+from flask_noc_realtime.event import Catalogue, notice, patterns_of
+from flask_noc_realtime.generation import Generations
 from tests.contract.conftest import BrokerFactory
 from tests.contract.sinks import RecordingSink, key, record
+from tests.processes import wait_until
 from tests.redis_server import RedisServer
 
 PATTERNS = ("incident.*", "log.*", "log.added", "*")
@@ -122,3 +128,44 @@ def size(broker: Broker) -> int:
         return len(broker._generations)
     client = broker._client  # type: ignore[attr-defined]
     return int(client.hlen(broker._generations_key))  # type: ignore[attr-defined]
+
+
+class Slow(MemoryBroker):
+    """Takes as long to tell generations as the test wants, and others ask it, too."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        super().__init__(10, 10**6)
+        self.gate = threading.Event()
+        self.asked: list[bool] = []
+
+    def generations(self, patterns: Sequence[str], *, at_once: bool = False) -> tuple[str, ...]:
+        """Note whether it was to be at once."""
+        self.asked.append(at_once)
+        assert self.gate.wait(20)
+        return super().generations(patterns)
+
+
+def test_a_herd_in_a_hurry_shares_a_round_trip_as_well() -> None:
+    """Each on a connection of its own, they would use up the pool."""
+    broker = Slow()
+    generations = Generations(broker, Publisher(broker, Catalogue(), EmitOptions()))
+    found: list[Hashable] = []
+
+    def read() -> None:
+        found.append(generations.read(PATTERNS, at_once=True))
+
+    first = threading.Thread(target=read)
+    first.start()
+    wait_until(lambda: broker.asked == [True], 20, "the first asks")
+    others = [threading.Thread(target=read) for _ in range(50)]
+    for each in others:
+        each.start()
+    waiting = generations._combined._waiting
+    wait_until(lambda: len(waiting) == 50, 20, "the others wait")
+    broker.gate.set()
+    for each in (first, *others):
+        each.join(20)
+    assert len(found) == 51
+    assert broker.asked == [True, True]

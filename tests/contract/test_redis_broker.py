@@ -160,7 +160,7 @@ def test_a_subscription_that_leaves_events_out_is_replaced(
     monkeypatch.setattr(broker_module, "_IDLE_CHECK", 0.1)
     server = redis_server()
     sink = RecordingSink()
-    broker = connect(server.url, timeout=0.5)
+    broker = connect(server.url)
     broker.start(sink)
     broker.publish(record(0), key())
     sink.wait_for_number(0)
@@ -179,7 +179,7 @@ def test_a_subscription_with_nothing_to_bring_is_kept(
     monkeypatch.setattr(broker_module, "_IDLE_CHECK", 0.1)
     server = redis_server()
     sink = RecordingSink()
-    broker = connect(server.url, timeout=0.2)
+    broker = connect(server.url)
     broker.start(sink)
     for number in range(2):
         asked = calls(server, "ping")
@@ -188,6 +188,45 @@ def test_a_subscription_with_nothing_to_bring_is_kept(
         sink.wait_for_number(number)
     assert calls(server, "subscribe") == 1
     assert len(sink.restarts) == 1
+
+
+def test_others_run_while_messages_keep_coming(
+    redis_server: RedisFactory, connect: BrokerFactory
+) -> None:
+    """Under gevent no read waits then, and streams and views would."""
+    server = redis_server()
+    sink = RecordingSink()
+    broker = connect(server.url)
+    turns = 0
+    done = threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            time.sleep(0)
+
+    seen: list[int] = []
+
+    def take(message: bytes) -> None:
+        seen.append(turns)
+        for _ in range(300):
+            pass
+
+    broker.pages.take = take  # type: ignore[method-assign]
+    broker.start(sink)
+    sink.wait_for(lambda: bool(sink.restarts), "the history")
+    other = threading.Thread(target=take_turns)
+    other.start()
+    # All at once, so that they keep coming.
+    script = "for i = 1, 20000 do redis.call('PUBLISH', KEYS[1], 'x') end"
+    server.client().eval(script, 1, broker.pages.channel)
+    try:
+        wait_until(lambda: len(seen) == 20_000, 20, "all came")
+    finally:
+        done.set()
+        other.join(20)
+    assert len(set(seen)) > 20
 
 
 def test_a_redis_killed_and_restarted_loses_nothing_it_acknowledged(

@@ -392,7 +392,7 @@ def test_all_who_read_generations_at_once_share_a_round_trip(
     one.broker.publish(record(1), key())
     expected = dict(zip(patterns, read(patterns), strict=True))
 
-    def slow(asked: Sequence[str]) -> tuple[str, ...]:
+    def slow(asked: Sequence[str], *, at_once: bool = False) -> tuple[str, ...]:
         trips.append(asked)
         begun.set()
         assert go.wait(TIMEOUT)

@@ -365,9 +365,9 @@ def test_a_target_that_is_none_is_refused(url: str, headers: list[str]) -> None:
 
 def test_headers_of_one_name_are_sent_as_one() -> None:
     """Two are refused by many servers, and one of them would be lost on the way."""
-    headers = ["Cookie: a=1", "X-Site: 7", "cookie: b=2", "x-site: 8"]
+    headers = ["Cookie: a=1", "X-Site: 7", "cookie: b=2", "x-site: 8", "Host: a", "Host: b"]
     target = Target.parse("http://noc.example", headers)
-    assert target.headers == (("Cookie", "a=1; b=2"), ("X-Site", "7, 8"))
+    assert target.headers == (("Cookie", "a=1; b=2"), ("X-Site", "7, 8"), ("Host", "b"))
 
 
 def test_a_token_replaces_what_said_who_asks() -> None:
