@@ -203,7 +203,6 @@ _QUIET = 3.0
 _IDLE_CHECK = 15.0
 _GLANCE = 0.001
 _SLICE = 0.001
-_INSTANT = 0.0002
 _TIMED = "timeout" in inspect.signature(Connection.read_response).parameters
 _WINDOW_MARGIN = 5.0
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -639,7 +638,7 @@ def _give_way(turned: float, asked: float) -> float:
     :param asked: when the read began that has just ended.
     """
     now = time.monotonic()
-    if now - asked > _INSTANT:
+    if now - asked > _SLICE:
         return now
     if now - turned <= _SLICE:
         return turned
