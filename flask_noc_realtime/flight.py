@@ -97,9 +97,10 @@ class Results(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: Hashable) -> bool:
-        """Tell whether there is an entry, for whomever."""
-        return key in self._entries
+    def holds(self, key: Hashable, now: float) -> bool:
+        """Tell whether the key has an entry that callers at *now* may be given."""
+        kept = self._entries.get(key)
+        return kept is not None and now < kept.until
 
     def get(self, key: Hashable, generations: Hashable, now: float) -> Kept[T] | None:
         """Return the entry for callers who see *generations* at *now*."""
@@ -228,7 +229,7 @@ class Flights(Generic[T]):
 
     def idle(self, key: Hashable) -> bool:
         """Tell whether nothing for *key* is kept, nor in flight."""
-        return key not in self.results and key not in self._lanes
+        return key not in self._lanes and not self.results.holds(key, self.clock())
 
     def forget(self, key: Hashable) -> None:
         """Drop what is kept for *key*; a flight that runs is still stored."""

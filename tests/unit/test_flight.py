@@ -222,6 +222,8 @@ def test_a_key_is_idle_while_nothing_of_it_is_kept_or_in_flight(world: World) ->
     kept = World(ttl=5.0)
     kept.fly()
     assert not kept.flights.idle("k")
+    kept.clock.now += 5.0
+    assert kept.flights.idle("k")
 
 
 # Errors.
