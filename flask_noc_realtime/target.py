@@ -77,8 +77,8 @@ class Target(NamedTuple):
         """Return the same address with a bearer token, in place of what said who asks."""
         if token is None:
             return self
-        others = [pair for pair in self.headers if pair[0].lower() != "authorization"]
-        return self._replace(headers=(*others, _header(f"Authorization: Bearer {token}")))
+        bearer = _header(f"Authorization: Bearer {token}")
+        return self._replace(headers=_joined([*self.headers, bearer]))
 
 
 def _joined(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

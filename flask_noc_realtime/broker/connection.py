@@ -46,25 +46,25 @@ class _Prompt(_Connection):
         Otherwise all greenlets that are ready run before it is read.
         """
         now = time.monotonic()
-        if now < self.far_until or not self._quiet():
+        if now < self.far_until:
             return
-        sock: Any = self._sock
         try:
-            if not readable(sock.fileno(), _NEAR):
+            if self._quiet(_NEAR):
                 type(self).far_until = now + _FAR
         except BaseException:
             # The reply would be the next command's.
             self.disconnect()  # type: ignore[no-untyped-call]
             raise
 
-    def _quiet(self) -> bool:
+    def _quiet(self, milliseconds: int = 0) -> bool:
+        """Tell whether it is open, and nothing comes within so many *milliseconds*."""
         sock: Any = self._sock
-        # TLS may hold what it has deciphered, and one that was closed meanwhile has no descriptor.
+        # One that was closed meanwhile has no descriptor, and TLS may hold what it has deciphered.
         return (
             sock is not None
             and sock.fileno() >= 0
-            and not readable(sock.fileno())
             and not _held(sock)
+            and not readable(sock.fileno(), milliseconds)
         )
 
 

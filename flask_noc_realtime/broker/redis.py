@@ -490,9 +490,9 @@ class RedisBroker:
         It reads at once: `get_message` of redis-py 8 asks first, and again, whether there is
         something to be read, which under gevent is a turn of the event loop each time.
         """
-        connection = pubsub.connection
         if not _TIMED:
             return pubsub.get_message(timeout=_QUIET)
+        connection = pubsub.connection
         try:
             response = connection.read_response(
                 disconnect_on_error=False, push_request=True, timeout=_QUIET

@@ -140,14 +140,13 @@ def test_a_reply_that_comes_too_late_is_nobody_elses(
     server: RedisServer, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With Sentinel, redis-py leaves the connection as it is."""
-    options: dict[str, Any] = {"socket_timeout": 0.2, "protocol": 2}
-    if kind is Connection:
-        options |= {"host": "127.0.0.1", "port": server.port}
-    else:
+    options: dict[str, Any] = {}
+    if kind is SentinelManagedConnection:
         monkeypatch.setattr(kind, "connect", Connection.connect)
-        pool = SimpleNamespace(is_master=True)
-        options |= {"connection_pool": pool, "host": "127.0.0.1", "port": server.port}
-    connection = prompt(kind)(**options)
+        options["connection_pool"] = SimpleNamespace(is_master=True)
+    connection = prompt(kind)(
+        host="127.0.0.1", port=server.port, protocol=2, socket_timeout=0.2, **options
+    )
     connection.connect()
     server.pause()
     connection.send_command("ECHO", "first")
